@@ -1,0 +1,322 @@
+"""Folders and files of a workspace, and `builder_config`, the workspace that is in use.
+
+::
+
+    <workspace>/
+      workspace.json                     which platform it was made for; the format's version
+      configs/ruletest_config.yaml       what is asked
+      configs/backend_config.yaml        where and how it is measured
+      fusion_rule_test/models/           model files, and beside them .info/ with what is known of each
+      fusion_rule_test/converted/        what backends made of them, by backend and content
+      fusion_rule_test/results/          the latest run; a folder per backend; samples.db
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from nn_meter import registry
+from nn_meter.builder.config import RuletestConfig, read_yaml
+from nn_meter.errors import ResultFileError, WorkspaceError
+
+__all__ = [
+    "BuilderConfig",
+    "Workspace",
+    "builder_config",
+    "create_workspace",
+    "open_workspace",
+    "read_json",
+    "write_json",
+]
+
+_VERSION = 1
+_MARK = "workspace.json"
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; it takes its place when all is written and synced.
+
+    Raises:
+        WorkspaceError: The disk is full, the folder is read-only, …; ``path`` is as it was.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as exc:
+        raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as exc:
+        raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        WorkspaceError: It cannot be written.
+    """
+    text = json.dumps(data, indent=4, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        what: What it should be, for messages.
+
+    Raises:
+        ResultFileError: It is missing, damaged, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError as exc:
+        raise ResultFileError(f"{path}: there is no such file of {what}") from exc
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ResultFileError(f"{path}: is no valid JSON file of {what}: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ResultFileError(f"{path}: should hold an object of {what}")
+    return data
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+# --- a workspace ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """A workspace whose files were read and found good. Reading them again makes a new one.
+
+    Attributes:
+        path: Its folder, absolute.
+        platform: What it was made for, e.g. ``onnxruntime``; empty if it does not say.
+        ruletest: ``ruletest_config.yaml``.
+        backend_config: ``backend_config.yaml`` as it stands; the backend that is used checks it.
+    """
+
+    path: Path
+    platform: str
+    ruletest: RuletestConfig
+    backend_config: dict[str, Any]
+
+    @property
+    def ruletest_file(self) -> Path:
+        return self.path / "configs" / "ruletest_config.yaml"
+
+    @property
+    def backend_file(self) -> Path:
+        return self.path / "configs" / "backend_config.yaml"
+
+    @property
+    def ruletest_dir(self) -> Path:
+        return self.path / "fusion_rule_test"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.ruletest_dir / "models"
+
+    @property
+    def converted_dir(self) -> Path:
+        return self.ruletest_dir / "converted"
+
+    @property
+    def results_dir(self) -> Path:
+        return self.ruletest_dir / "results"
+
+    @property
+    def store_file(self) -> Path:
+        return self.results_dir / "samples.db"
+
+    def resolve(self, model: str) -> Path:
+        """The file of a model path that stands in a dict of test cases, relative or absolute."""
+        return self.path / model
+
+    def relative(self, path: Path) -> str:
+        """How a path in the workspace is written in a dict of test cases."""
+        return f"./{path.relative_to(self.path).as_posix()}"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the workspace, so that no other run writes into it meanwhile.
+
+        Raises:
+            WorkspaceError: Another process holds it (the message names it), or it is read-only.
+        """
+        path = self.ruletest_dir / ".lock"
+        holder = self.ruletest_dir / ".lock-holder"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=0, is_singleton=True)
+            lock.acquire()
+        except Timeout as exc:
+            name = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+            raise WorkspaceError(
+                f"{self.path}: another run (process {name}) is using this workspace; wait for it, "
+                "or use another workspace"
+            ) from exc
+        except OSError as exc:
+            raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+        try:
+            with contextlib.suppress(OSError):
+                holder.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+        finally:
+            lock.release()
+
+    def operator_config(self) -> dict[str, Any]:
+        """The plain dict that operators and test cases get: all keys, and where models go."""
+        return {**self.ruletest.as_dict(), "MODEL_DIR": str(self.ruletest_dir)}
+
+
+def create_workspace(
+    path: Path | str, *, platform: str, ruletest_config: str, backend_config: str
+) -> Path:
+    """Make a workspace.
+
+    Args:
+        path: A folder that does not exist yet, or is empty.
+        platform: What it is for, e.g. ``tflite``.
+        ruletest_config: Text of ``ruletest_config.yaml``.
+        backend_config: Text of ``backend_config.yaml``.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        WorkspaceError: There is something at that path already, or it cannot be written.
+    """
+    target = Path(path).expanduser().absolute()
+    try:
+        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as exc:
+        raise WorkspaceError(f"{target}: cannot be read: {exc.strerror or exc}") from exc
+    if occupied:
+        what = "a workspace" if (target / "configs").is_dir() else "something"
+        raise WorkspaceError(
+            f"{target}: there is {what} already, and it is never overwritten; choose another path "
+            "or remove it"
+        )
+    files = {"ruletest_config.yaml": ruletest_config, "backend_config.yaml": backend_config}
+    for name, text in files.items():
+        with atomic_write(target / "configs" / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    write_json(target / _MARK, {"version": _VERSION, "platform": platform})
+    return target
+
+
+def open_workspace(path: Path | str) -> Workspace:
+    """Read a workspace's files.
+
+    Raises:
+        WorkspaceError: There is no workspace at that path.
+        ConfigError: One of its files is bad.
+    """
+    folder = Path(path).expanduser().absolute()
+    ruletest = folder / "configs" / "ruletest_config.yaml"
+    if not ruletest.is_file():
+        raise WorkspaceError(
+            f"{folder}: there is no workspace here (no configs/ruletest_config.yaml); make one with "
+            f"'nn-meter create --onnxruntime-workspace {path}' or another --…-workspace"
+        )
+    backend = folder / "configs" / "backend_config.yaml"
+    return Workspace(
+        path=folder,
+        platform=_platform(folder / _MARK),
+        ruletest=RuletestConfig.load(
+            ruletest, operators=_names("operator"), testcases=_names("testcase")
+        ),
+        backend_config=read_yaml(backend) if backend.is_file() else {},
+    )
+
+
+def _names(kind: registry.Kind) -> Collection[str]:
+    return list(dict.fromkeys(entry.name for entry in registry.entries(kind)))
+
+
+def _platform(mark: Path) -> str:
+    if not mark.is_file():
+        return ""
+    try:
+        data = read_json(mark, "what a workspace is for")
+    except ResultFileError as exc:
+        raise WorkspaceError(str(exc)) from exc
+    version = data.get("version")
+    if not isinstance(version, int) or version > _VERSION:
+        raise WorkspaceError(
+            f"{mark}: the workspace has the format {version!r}; this nn-Meter knows up to {_VERSION}"
+        )
+    return str(data.get("platform", ""))
+
+
+# --- the workspace in use ------------------------------------------------------------------------
+
+
+class BuilderConfig:
+    """Holds the workspace that calls without arguments use. The guide's ``builder_config``."""
+
+    def __init__(self) -> None:
+        self._workspace: Workspace | None = None
+
+    def init(self, workspace_path: Path | str) -> None:
+        """Read a workspace and use it from here on. Again after an edit: takes the new values.
+
+        Raises:
+            WorkspaceError: There is no workspace at that path.
+            ConfigError: One of its files is bad; the workspace in use stays what it was.
+        """
+        self._workspace = open_workspace(workspace_path)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace in use.
+
+        Raises:
+            WorkspaceError: ``init`` was not called.
+        """
+        if self._workspace is None:
+            raise WorkspaceError(
+                "no workspace is in use; call builder_config.init(workspace_path=…) first"
+            )
+        return self._workspace
+
+    def get_module(self, module: str = "ruletest") -> dict[str, Any]:
+        """All keys of ``ruletest`` or ``backend``."""
+        if module == "ruletest":
+            return self.workspace.operator_config()
+        if module == "backend":
+            return dict(self.workspace.backend_config)
+        raise WorkspaceError(f"there is no configuration {module!r}; ruletest and backend are")
+
+    def get(self, name: str, module: str = "ruletest") -> Any:
+        """One key of ``ruletest`` or ``backend``; None if it is not there."""
+        return self.get_module(module).get(name)
+
+
+builder_config = BuilderConfig()
