@@ -1,0 +1,317 @@
+"""What the frameworks' twins of an operator share: padding arithmetic, ranks and output shapes.
+
+Each class here is one of the guide's operators without its framework: it knows which shapes the
+operator takes and what comes out, in the layout of the framework that derives from it. Nothing here
+imports a framework, so shapes can be worked out, and bad pairs refused, without one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.errors import OddSizeError, ShapeError
+
+__all__ = [
+    "Add",
+    "AvgPool",
+    "BatchNorm",
+    "Concat",
+    "Conv",
+    "ConvTrans",
+    "DwConv",
+    "FC",
+    "Flatten",
+    "GlobalAvgPool",
+    "Hswish",
+    "MaxPool",
+    "Relu",
+    "Relu6",
+    "Reshape",
+    "SE",
+    "Sigmoid",
+    "Split",
+    "conv_output",
+    "same_padding",
+    "transposed_output",
+    "transposed_padding",
+]
+
+Layout = Literal["channels_last", "channels_first"]
+
+
+def conv_output(size: int, kernel: int, stride: int, padding: str) -> int:
+    """Output size along one axis of a convolution or pooling.
+
+    Args:
+        size: Input size along the axis.
+        kernel: Kernel size.
+        stride: Stride.
+        padding: ``same`` (output is ``ceil(size / stride)``) or ``valid`` (no padding).
+
+    Raises:
+        ShapeError: Nothing is left: the kernel is larger than the input.
+    """
+    if padding == "same":
+        return -(-size // stride)
+    out = (size - kernel) // stride + 1
+    if out < 1:
+        raise ShapeError(f"a kernel of {kernel} does not fit an input of {size} without padding")
+    return out
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after one axis that give ``same``; an odd one goes behind.
+
+    The convention is TensorFlow's and that of ONNX's ``SAME_UPPER``.
+    """
+    total = max((conv_output(size, kernel, stride, "same") - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+def transposed_output(size: int, kernel: int, stride: int, padding: str) -> int:
+    """Output size along one axis of a transposed convolution.
+
+    ``same`` gives ``size * stride``; ``valid`` keeps all that the kernel reaches.
+    """
+    return size * stride + (0 if padding == "same" else max(kernel - stride, 0))
+
+
+def transposed_padding(kernel: int, stride: int, padding: str) -> tuple[int, int, int]:
+    """Crop before, crop after, and rows to append to a transposed convolution's full output.
+
+    The full output has ``(size - 1) * stride + kernel`` rows; with a kernel smaller than the stride
+    rows of zeros are appended instead of cropped.
+    """
+    total = max(kernel - stride, 0) if padding == "same" else 0
+    return total // 2, total - total // 2, max(stride - kernel, 0)
+
+
+class _Shaped(BaseOperator):
+    """A built-in operator: checks the shape that reaches it when it is made."""
+
+    layout: ClassVar[Layout] = "channels_last"
+    ranks: ClassVar[tuple[int, ...]] = (3,)
+
+    def __init__(self, input_shape: Any, config: Any = None) -> None:
+        super().__init__(input_shape, config)
+        self.check_shape()
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def check_shape(self) -> None:
+        """Refuse a shape that the operator cannot take.
+
+        Raises:
+            ShapeError: The rank or a size is wrong; says which are right.
+        """
+        if len(self.input_shape) not in self.ranks:
+            allowed = " or ".join(f"{rank}-D" for rank in self.ranks)
+            raise ShapeError(
+                f"{self.name} takes a {allowed} tensor, but {self.input_shape} "
+                f"({len(self.input_shape)}-D) reaches it"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the input: its last axis, or its first, by layout."""
+        return int(self.input_shape[self.channel_axis])
+
+    @property
+    def channel_axis(self) -> int:
+        return -1 if self.layout == "channels_last" or len(self.input_shape) == 1 else 0
+
+    @property
+    def spatial(self) -> list[int]:
+        """Height and width of a 3-D input."""
+        shape = self.input_shape
+        return list(shape[:2] if self.layout == "channels_last" else shape[1:])
+
+    def shaped(self, spatial: list[int], channels: int) -> list[int]:
+        """A 3-D shape in this operator's layout."""
+        if self.layout == "channels_last":
+            return [*spatial, channels]
+        return [channels, *spatial]
+
+    def with_channels(self, channels: int) -> list[int]:
+        """The input's shape with another number of channels."""
+        shape = [int(size) for size in self.input_shape]
+        shape[self.channel_axis] = channels
+        return shape
+
+    @property
+    def kernel_size(self) -> int:
+        return int(self.config["KERNEL_SIZE"])
+
+    @property
+    def padding(self) -> str:
+        return str(self.config.get("PADDING", "same"))
+
+
+class Conv(_Shaped):
+    @property
+    def stride(self) -> int:
+        return int(self.config["STRIDES"])
+
+    @property
+    def cout(self) -> int:
+        return int(self.config.get("COUT", self.channels))
+
+    def get_output_shape(self) -> list[int]:
+        return self.shaped(
+            [
+                conv_output(size, self.kernel_size, self.stride, self.padding)
+                for size in self.spatial
+            ],
+            self.cout,
+        )
+
+
+class DwConv(Conv):
+    @property
+    def cout(self) -> int:
+        return self.channels
+
+
+class ConvTrans(Conv):
+    def get_output_shape(self) -> list[int]:
+        return self.shaped(
+            [
+                transposed_output(size, self.kernel_size, self.stride, self.padding)
+                for size in self.spatial
+            ],
+            self.cout,
+        )
+
+
+class _Pool(DwConv):
+    @property
+    def stride(self) -> int:
+        return int(self.config.get("POOL_STRIDES", self.config.get("STRIDES", 1)))
+
+
+class MaxPool(_Pool): ...
+
+
+class AvgPool(_Pool): ...
+
+
+class GlobalAvgPool(_Shaped):
+    def get_output_shape(self) -> list[int]:
+        return [self.channels]
+
+
+class BatchNorm(_Shaped): ...
+
+
+class SE(_Shaped):
+    """Squeeze and excite: a quarter of the channels between the two convolutions, as MobileNetV3."""
+
+    @property
+    def squeezed(self) -> int:
+        return max(1, self.channels // 4)
+
+
+class FC(_Shaped):
+    """A fully connected layer over the last axis: on a 1-D tensor, all of it."""
+
+    ranks = (1, 3)
+
+    @property
+    def cin(self) -> int:
+        return int(self.input_shape[-1])
+
+    @property
+    def cout(self) -> int:
+        return int(self.config.get("COUT", self.cin))
+
+    def get_output_shape(self) -> list[int]:
+        return [*(int(size) for size in self.input_shape[:-1]), self.cout]
+
+
+class _Elementwise(_Shaped):
+    ranks = (1, 3)
+
+
+class Relu(_Elementwise): ...
+
+
+class Relu6(_Elementwise): ...
+
+
+class Sigmoid(_Elementwise): ...
+
+
+class Hswish(_Elementwise): ...
+
+
+class Reshape(_Shaped):
+    """``[H, W, C]`` to ``[C, H, W]`` (onnx, torch: ``[C, H, W]`` to ``[H, W, C]``), data in place.
+
+    A 1-D tensor ``[N]`` becomes ``[1, 2, N / 2]``.
+    """
+
+    ranks = (1, 3)
+
+    def check_shape(self) -> None:
+        super().check_shape()
+        if len(self.input_shape) == 1 and self.input_shape[0] % 2:
+            raise OddSizeError(
+                f"reshape halves a 1-D tensor: its size must be even, but {self.input_shape[0]} "
+                "reaches it (SHAPE_1D, or the output of the op before)"
+            )
+
+    def get_output_shape(self) -> list[int]:
+        if len(self.input_shape) == 1:
+            return [1, 2, self.input_shape[0] // 2]
+        if self.layout == "channels_last":
+            return [self.channels, *self.spatial]
+        return [*self.spatial, self.channels]
+
+
+class _TwoInputs(_Shaped):
+    ranks = (1, 3)
+
+    def check_shape(self) -> None:
+        if self.input_shape and isinstance(self.input_shape[0], list | tuple):
+            self.operand_shapes = [[int(size) for size in shape] for shape in self.input_shape]
+            self.input_shape = list(self.operand_shapes[0])
+        else:
+            self.operand_shapes = [list(self.input_shape)] * 2
+        super().check_shape()
+
+    def get_is_two_inputs(self) -> bool:
+        return True
+
+
+class Add(_TwoInputs): ...
+
+
+class Concat(_TwoInputs):
+    """Joins two tensors along the channels."""
+
+    def get_output_shape(self) -> list[int]:
+        return self.with_channels(sum(shape[self.channel_axis] for shape in self.operand_shapes))
+
+
+class Flatten(_Shaped):
+    def get_output_shape(self) -> list[int]:
+        return [math.prod(int(size) for size in self.input_shape)]
+
+
+class Split(_Shaped):
+    """Cuts the channels into two halves; what follows takes the first."""
+
+    def check_shape(self) -> None:
+        super().check_shape()
+        if self.channels % 2:
+            raise OddSizeError(
+                f"split halves the channels: their number must be even, but {self.channels} "
+                "reach it (CIN, or COUT of the op before)"
+            )
+
+    def get_output_shape(self) -> list[int]:
+        return self.with_channels(self.channels // 2)
