@@ -1,0 +1,246 @@
+"""Finding and connecting a backend, and making a workspace for one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nn_meter import registry
+from nn_meter.builder import config as settings_files
+from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.config import BackendSettings, RuletestConfig, render_template
+from nn_meter.builder.workspace import Workspace, builder_config
+from nn_meter.builder.workspace import create_workspace as _create
+from nn_meter.errors import BackendError, ConfigError, NNMeterError, RegistrationError
+
+__all__ = [
+    "PLATFORMS",
+    "BackendSpec",
+    "Platform",
+    "connect_backend",
+    "create_workspace",
+    "list_backends",
+    "platform_of",
+    "spec_of",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platform:
+    """A runtime's family of built-in backends, which share a kind of workspace.
+
+    Attributes:
+        name: As in ``nn-meter create --<name>-workspace``.
+        backends: The backends of the family; the first is its default.
+        settings: ``module:Class`` of the keys of ``backend_config.yaml``.
+        implement: IMPLEMENT of a new workspace.
+        template: Values that a new ``backend_config.yaml`` has other than the defaults.
+    """
+
+    name: str
+    backends: tuple[str, ...]
+    settings: str
+    implement: str
+    template: Mapping[str, Any]
+
+
+def _platform(name: str, *backends: str, settings: str, implement: str, **template: Any) -> Platform:
+    return Platform(
+        name=name,
+        backends=backends,
+        settings=f"{__package__}.{settings}",
+        implement=implement,
+        template=template,
+    )
+
+
+PLATFORMS = {
+    platform.name: platform
+    for platform in (
+        _platform(
+            "tflite",
+            "tflite_cpu",
+            "tflite_gpu",
+            settings="tflite.settings:TFLiteSettings",
+            implement="tensorflow",
+            TARGET="host",
+        ),
+        _platform(
+            "openvino",
+            "openvino_cpu",
+            "openvino_vpu",
+            settings="openvino.settings:OpenVINOSettings",
+            implement="tensorflow",
+        ),
+        _platform(
+            "onnxruntime",
+            "onnxruntime_cpu",
+            settings="onnxruntime.settings:OnnxRuntimeSettings",
+            implement="onnx",
+        ),
+        _platform(
+            "debug", "debug_backend", settings="debug.settings:DebugSettings", implement="onnx"
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendSpec:
+    """What it takes to make a backend again, in another process.
+
+    Attributes:
+        entry: The registry's entry of its class.
+        configs: The checked keys of ``backend_config.yaml``.
+    """
+
+    entry: registry.Entry
+    configs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    def make(self) -> BaseBackend:
+        """Make the backend.
+
+        Raises:
+            RegistrationError: Its class cannot be loaded.
+            BackendError: Its class raises something of its own.
+        """
+        cls = registry.load(self.entry)
+        try:
+            backend: BaseBackend = cls(dict(self.configs))
+        except NNMeterError:
+            raise
+        except Exception as exc:
+            raise BackendError(
+                f"backend {self.name}: {cls.__name__} cannot be made of the keys of "
+                f"backend_config.yaml: {type(exc).__name__}: {exc}"
+            ) from exc
+        return backend
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for a worker process."""
+        return {"entry": self.entry.to_json(), "configs": self.configs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BackendSpec:
+        """Read ``to_json`` back."""
+        return cls(entry=registry.Entry.from_json(data["entry"]), configs=dict(data["configs"]))
+
+
+def platform_of(backend_name: str) -> Platform | None:
+    """The platform of a built-in backend; None for one of the user's."""
+    return next((p for p in PLATFORMS.values() if backend_name in p.backends), None)
+
+
+def list_backends() -> list[str]:
+    """Names of all backends, built-in ones first."""
+    return [entry.name for entry in registry.entries("backend")]
+
+
+def backend_spec(backend_name: str, workspace: Workspace) -> BackendSpec:
+    """Find a backend and check the workspace's ``backend_config.yaml`` for it.
+
+    Raises:
+        BackendError: There is no backend of that name.
+        ConfigError: A key is missing, misspelt or has an impossible value.
+    """
+    try:
+        entry = registry.find("backend", backend_name)
+    except RegistrationError as exc:
+        raise BackendError(str(exc)) from exc
+    platform = platform_of(backend_name)
+    configs = dict(workspace.backend_config)
+    if platform is not None:
+        module, _, name = platform.settings.partition(":")
+        cls: type[BackendSettings] = getattr(importlib.import_module(module), name)
+        configs = settings_files.validate(cls, configs, str(workspace.backend_file)).as_dict()
+    return BackendSpec(entry=entry, configs=configs)
+
+
+def connect_backend(backend_name: str, workspace: Workspace | None = None) -> BaseBackend:
+    """Connect to a backend with the configuration of a workspace.
+
+    Args:
+        backend_name: As ``nn-meter --list-backends`` has it.
+        workspace: Default: the one of ``builder_config.init``.
+
+    Raises:
+        WorkspaceError: No workspace is in use.
+        BackendError: There is no such backend, or it cannot be made.
+        ConfigError: ``backend_config.yaml`` does not do for it.
+    """
+    spec = backend_spec(backend_name, workspace or builder_config.workspace)
+    backend = spec.make()
+    backend.spec = spec  # type: ignore[attr-defined]
+    return backend
+
+
+def spec_of(backend: BaseBackend) -> BackendSpec | None:
+    """The spec of a connected backend; None for one that a user made without connecting."""
+    spec = getattr(backend, "spec", None)
+    return spec if isinstance(spec, BackendSpec) else None
+
+
+def create_workspace(path: Path | str, *, platform: str = "", backend: str = "") -> Path:
+    """Make a workspace with commented configuration files.
+
+    Args:
+        path: A folder that does not exist yet, or is empty.
+        platform: One of ``PLATFORMS``; or
+        backend: a backend's name: its platform's files, or its own default file.
+
+    Raises:
+        WorkspaceError: There is something at that path already.
+        BackendError: There is no such platform or backend.
+        ConfigError: The backend's own default file is bad.
+    """
+    chosen = PLATFORMS.get(platform) if platform else platform_of(backend)
+    if platform and chosen is None:
+        raise BackendError(f"there is no platform {platform!r}; known: {', '.join(PLATFORMS)}")
+    if chosen is None:
+        return _create_customized(path, backend)
+    module, _, name = chosen.settings.partition(":")
+    cls: type[BackendSettings] = getattr(importlib.import_module(module), name)
+    return _create(
+        path,
+        platform=chosen.name,
+        ruletest_config=_ruletest_template(chosen.implement),
+        backend_config=render_template(
+            cls, f"Where and how test cases are measured: {chosen.name}.", **chosen.template
+        ),
+    )
+
+
+def _create_customized(path: Path | str, backend: str) -> Path:
+    try:
+        entry = registry.find("backend", backend)
+    except RegistrationError as exc:
+        raise BackendError(str(exc)) from exc
+    text = f"# Keys of the backend {backend}.\n"
+    if entry.default_config_file:
+        default = Path(entry.default_config_file)
+        settings_files.read_yaml(default)
+        try:
+            text = default.read_text(encoding="utf-8")
+        except OSError as exc:
+            raise ConfigError(f"{default}: cannot be read: {exc}") from exc
+    return _create(
+        path,
+        platform=f"customized:{backend}",
+        ruletest_config=_ruletest_template("tensorflow"),
+        backend_config=text,
+    )
+
+
+def _ruletest_template(implement: str) -> str:
+    return render_template(
+        RuletestConfig,
+        "What is asked: which operators fuse, in which shapes, and how it is decided.",
+        IMPLEMENT=implement,
+    )
