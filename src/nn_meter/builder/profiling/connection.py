@@ -1,0 +1,99 @@
+"""A backend as profiling sees it: its environment, what it can do, and processes that hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from nn_meter.builder.backends.base import BaseBackend, Environment
+from nn_meter.builder.backends.interface import BackendSpec, spec_of
+from nn_meter.builder.profiling.jobs import HANDLER, BackendJobs, unknown_environment
+from nn_meter.builder.profiling.measure import Caller
+from nn_meter.builder.profiling.process import Worker
+from nn_meter.builder.profiling.worker import encode_error
+from nn_meter.errors import BackendError, NNMeterError
+
+__all__ = ["Connection"]
+
+_CONNECT_LIMIT_S = 120.0
+
+
+class _Here:
+    """Carries out a backend's operations in this process, with no limit in time.
+
+    For a backend object that a user made without connecting: there is no telling how to make it
+    again in another process.
+    """
+
+    def __init__(self, backend: BaseBackend) -> None:
+        self._jobs = BackendJobs(backend)
+
+    def call(self, op: str, timeout_s: float | None = None, **arguments: Any) -> Any:
+        try:
+            return getattr(self._jobs, op)(**arguments)
+        except NNMeterError:
+            raise
+        except Exception as exc:
+            raise BackendError(encode_error(exc)["message"]) from exc
+
+
+class Connection:
+    """What profiling knows of a backend, and the process that measures.
+
+    Args:
+        backend: Connected by ``connect_backend``: its runtime then runs in processes of its own; or
+            made by the user: it runs here.
+        options: What else belongs to the environment of what is measured.
+    """
+
+    def __init__(self, backend: BaseBackend, options: Mapping[str, Any] | None = None) -> None:
+        self._backend = backend
+        self.spec: BackendSpec | None = spec_of(backend)
+        self.name = self.spec.name if self.spec else type(backend).__name__
+        self.measuring: Caller = self._caller()
+        facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
+        environment = (
+            Environment(**facts["environment"])
+            if facts["environment"]
+            else unknown_environment(self.name, backend.configs)
+        )
+        self.environment = replace(
+            environment, options={**environment.options, **(options or {})}
+        )
+        self.sessions: bool = facts["sessions"]
+        self.own_file_method: bool = facts["own_file_method"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if isinstance(self.measuring, Worker):
+            self.measuring.stop()
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the backend runs in processes of its own, as many as are wanted."""
+        return self.spec is not None
+
+    @contextmanager
+    def another(self) -> Iterator[Caller]:
+        """A further process with the same backend; or this one, if it runs here."""
+        if not self.isolated:
+            yield self.measuring
+            return
+        worker = self._caller()
+        assert isinstance(worker, Worker)
+        with worker:
+            yield worker
+
+    def _caller(self) -> Caller:
+        if self.spec is None:
+            return _Here(self._backend)
+        return Worker(
+            HANDLER,
+            python=self.spec.configs.get("PYTHON") or None,
+            setup=("connect", {"spec": self.spec.to_json()}),
+            what=self.spec.name,
+        )

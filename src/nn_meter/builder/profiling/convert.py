@@ -1,0 +1,111 @@
+"""Converting models for a backend: each content once, on all cores, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.store import Failure
+from nn_meter.builder.workspace import Workspace, write_json
+from nn_meter.errors import NNMeterError
+from nn_meter.progress import Progress
+
+__all__ = ["convert_all"]
+
+_DONE = "converted.json"
+
+
+def convert_all(
+    connection: Connection,
+    workspace: Workspace,
+    models: Mapping[str, Model],
+    *,
+    time_limit_s: float,
+    progress: Progress,
+) -> dict[str, Model | Failure]:
+    """Convert models, each content once; what was converted before stays.
+
+    Args:
+        connection: The backend.
+        workspace: Where converted models are kept.
+        models: By hash of their content.
+        time_limit_s: For each model.
+        progress: Told of each.
+
+    Returns:
+        For each hash the model with ``converted`` filled, or why there is none.
+    """
+    root = workspace.converted_dir / connection.name / connection.environment.key
+    found: dict[str, Model | Failure] = {}
+    missing: list[Model] = []
+    for digest, model in models.items():
+        known = _known(root / digest[:20], model)
+        if known is None:
+            missing.append(model)
+        else:
+            found[digest] = replace(model, converted=known)
+    if not missing:
+        return found
+    workers = min(len(missing), os.cpu_count() or 1) if connection.isolated else 1
+    local = threading.local()
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+
+        def convert(model: Model) -> Model | Failure:
+            if not hasattr(local, "caller"):
+                local.caller = stack.enter_context(connection.another())
+            return _convert(local.caller, root / model.hash[:20], model, time_limit_s)
+
+        futures = {pool.submit(convert, model): model for model in missing}
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                model = futures[future]
+                found[model.hash] = future.result()
+                progress("convert", done, len(missing), model.path.name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _known(folder: Path, model: Model) -> str | None:
+    """The converted model of an earlier run, if it is there."""
+    try:
+        converted = json.loads((folder / _DONE).read_text(encoding="utf-8"))["converted"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not converted yet, or not to the end
+    if converted is None:  # the backend takes the model as it is
+        return str(model.path)
+    path = folder / converted
+    return str(path) if path.exists() else None
+
+
+def _convert(caller: Caller, folder: Path, model: Model, time_limit_s: float) -> Model | Failure:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        converted = Path(
+            caller.call(
+                "convert",
+                time_limit_s,
+                model=str(model.path),
+                save_path=str(folder),
+                shapes=[list(shape) for shape in model.shapes],
+            )
+        )
+        inside = converted.is_relative_to(folder)
+        if inside or converted == model.path:
+            kept = converted.relative_to(folder).as_posix() if inside else None
+            write_json(folder / _DONE, {"converted": kept})
+        return replace(model, converted=str(converted))
+    except NNMeterError as exc:
+        return failure_of(exc)
+    except OSError as exc:
+        return Failure(kind="failed", reason=f"{folder}: cannot be written: {exc}")

@@ -1,0 +1,442 @@
+"""`profile_models` and `convert_models`: what the guide calls."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.nn_modules.info import hash_model, read_info
+from nn_meter.builder.profiling import measure, results
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.convert import convert_all
+from nn_meter.builder.profiling.measure import Model, ModelFailedError, measure_samples
+from nn_meter.builder.profiling.plan import FixedPlan
+from nn_meter.builder.profiling.references import fill_references
+from nn_meter.builder.profiling.results import TestCases, read_testcases
+from nn_meter.builder.profiling.store import Failure, Store
+from nn_meter.builder.workspace import Workspace, builder_config
+from nn_meter.errors import ConfigError, NNMeterError, ResultFileError
+from nn_meter.latency import Latency
+from nn_meter.progress import Progress, silent
+
+__all__ = ["ProfileSummary", "convert_models", "profile_models"]
+
+log = logging.getLogger(__name__)
+
+_MS_PER_NS = 1e-6
+_VIEW_EVERY_S = 10.0
+
+
+@dataclass(kw_only=True)
+class ProfileSummary:
+    """What one call of ``profile_models`` did; filled in as it goes.
+
+    Attributes:
+        measured: Test cases measured now.
+        kept: Test cases that an earlier run had finished.
+        failed: ``test case: model`` to why it has no latency.
+        runtime_s: Seconds spent inside the runtime's measured runs.
+        environment: What was measured in, in words.
+    """
+
+    measured: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    runtime_s: float = 0.0
+    environment: str = ""
+
+
+def convert_models(
+    backend: BaseBackend,
+    models: Mapping[str, Any] | str | Path,
+    mode: str = "ruletest",
+    broken_point_mode: bool = False,
+    time_threshold: float = 300,
+    *,
+    save_name: str = "converted_results.json",
+    workspace: Workspace | None = None,
+    progress: Progress = silent,
+) -> TestCases:
+    """Convert the models of test cases for a backend, without profiling them.
+
+    Args:
+        backend: A connected backend.
+        models: Test cases: a dict, or the path of a JSON file.
+        mode: ``ruletest``.
+        broken_point_mode: Skip models that have a latency already.
+        time_threshold: Seconds that one model may take.
+        save_name: Name of the file in the workspace's results.
+        workspace: Default: the one of ``builder_config.init``.
+        progress: Told how far it is.
+
+    Returns:
+        The test cases, each model with ``converted_model``, ready for
+        ``profile_models(have_converted=True)``. One that fails has ``error`` instead.
+    """
+    _check_mode(mode)
+    workspace = workspace or builder_config.workspace
+    testcases = read_testcases(models)
+    with workspace.lock(), Connection(backend, _settings(workspace)) as connection:
+        cases = {
+            name: [
+                model
+                for model in _models(workspace, case)
+                if not (broken_point_mode and case[model.name].get("latency") is not None)
+            ]
+            for name, case in testcases.items()
+        }
+        unique = {model.hash: model for case in cases.values() for model in case}
+        converted = convert_all(
+            connection, workspace, unique, time_limit_s=time_threshold, progress=progress
+        )
+        errors = []
+        for name, case in cases.items():
+            for model in case:
+                entry, outcome = testcases[name][model.name], converted[model.hash]
+                if isinstance(outcome, Failure):
+                    entry["error"] = {"kind": outcome.kind, "reason": outcome.reason}
+                    errors.append(f"{name}: {model.name}: {outcome.kind}: {outcome.reason}")
+                else:
+                    entry["converted_model"] = outcome.converted
+        results.write_errors(workspace, errors)
+        folder = results.results_folder(workspace, connection.name, connection.environment)
+        results.write_results(workspace, folder, save_name, testcases)
+    return testcases
+
+
+def profile_models(
+    backend: BaseBackend,
+    models: Mapping[str, Any] | str | Path,
+    mode: str = "ruletest",
+    metrics: Sequence[str] = ("latency",),
+    save_name: str = "profiled_results.json",
+    have_converted: bool = False,
+    broken_point_mode: bool = False,
+    time_threshold: float = 300,
+    *,
+    workspace: Workspace | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    progress: Progress = silent,
+    summary: ProfileSummary | None = None,
+) -> TestCases:
+    """Measure the models of test cases on a backend.
+
+    The models of one test case are timed in turn, in rounds. Samples go to ``samples.db`` round by
+    round; killed at any moment, the next call goes on from there, and measures no finished test
+    case again. A model that fails is named in ``profile_error.log``, and the rest goes on.
+
+    Args:
+        backend: A connected backend: its runtime then runs in a process of its own, under the time
+            limit. A backend object made without connecting runs in this process.
+        models: Test cases: a dict, or the path of a JSON file.
+        mode: ``ruletest``.
+        metrics: What to ask of the backend; beyond ``latency`` only where its own parser gives it.
+        save_name: Name of the file in the workspace's results.
+        have_converted: The models have ``converted_model``; profile that.
+        broken_point_mode: Skip models that have a latency already.
+        time_threshold: Seconds that one operation on a model may take.
+        workspace: Default: the one of ``builder_config.init``.
+        fresh: Measure everything again; earlier samples are kept, but do not count.
+        retry_failed: Try models again that failed in an earlier call.
+        progress: Told how far it is.
+        summary: Filled with what was done.
+
+    Returns:
+        The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``.
+
+    Raises:
+        ResultFileError: The test cases are not of the guide's form, or a model is missing.
+        BackendError: The backend cannot be reached.
+    """
+    _check_mode(mode)
+    if not metrics or "latency" not in metrics:
+        raise ConfigError("metrics: 'latency' has to be among them")
+    summary = summary if summary is not None else ProfileSummary()
+    workspace = workspace or builder_config.workspace
+    testcases = read_testcases(models)
+    with (
+        workspace.lock(),
+        Connection(backend, _settings(workspace)) as connection,
+        Store(workspace.store_file) as store,
+    ):
+        summary.environment = str(connection.environment)
+        number = store.environment(connection.name, connection.environment)
+        run = _Run(
+            workspace=workspace,
+            connection=connection,
+            store=store,
+            environment=number,
+            campaign=store.campaign(number, fresh=fresh),
+            testcases=testcases,
+            metrics=tuple(metrics),
+            time_limit_s=float(time_threshold),
+            save_name=save_name,
+            summary=summary,
+        )
+        if retry_failed:
+            store.forget_failures(run.campaign)
+        run.profile(have_converted, broken_point_mode, progress)
+    return testcases
+
+
+def _settings(workspace: Workspace) -> dict[str, Any]:
+    """What of the configuration belongs to the environment of a result: the models' shapes."""
+    return {"models": workspace.ruletest.model_settings()}
+
+
+def _check_mode(mode: str) -> None:
+    if mode != "ruletest":
+        raise ConfigError(f"mode: {mode!r} is unknown; this nn-Meter knows 'ruletest'")
+
+
+def _models(workspace: Workspace, case: Mapping[str, Mapping[str, Any]]) -> list[Model]:
+    found = []
+    for name, entry in case.items():
+        path = workspace.resolve(entry["model"])
+        digest = hash_model(path)
+        info = read_info(path)
+        found.append(
+            Model(
+                name=name,
+                path=path,
+                hash=digest,
+                shapes=entry["shapes"],
+                converted=entry.get("converted_model"),
+                reference=info.outputs if info is not None and info.sha256 == digest else None,
+            )
+        )
+    return found
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One call of ``profile_models``."""
+
+    workspace: Workspace
+    connection: Connection
+    store: Store
+    environment: int
+    campaign: int
+    testcases: TestCases
+    metrics: tuple[str, ...]
+    time_limit_s: float
+    save_name: str
+    summary: ProfileSummary
+    viewed_at_s: float = 0.0
+
+    def profile(self, have_converted: bool, keep_latencies: bool, progress: Progress) -> None:
+        todo: dict[str, list[Model]] = {}
+        for name, case in self.testcases.items():
+            given = {
+                model
+                for model, entry in case.items()
+                if keep_latencies and entry.get("latency") is not None
+            }
+            models = _models(
+                self.workspace, {m: entry for m, entry in case.items() if m not in given}
+            )
+            if have_converted and (bare := [m.name for m in models if m.converted is None]):
+                raise ResultFileError(
+                    f"{name}: {bare[0]}: have_converted is set, but it has no converted_model; run "
+                    "convert_models first"
+                )
+            if not models or self._finished(name, models):
+                self._report(name, models)
+                self.summary.kept.append(name)
+            else:
+                todo[name] = models
+        with self._views():
+            ready = todo if have_converted else self._convert(todo, progress)
+            for done, (name, models) in enumerate(ready.items()):
+                progress("profile", done, len(ready), name)
+                self._measure(name, models)
+                self._report(name, models)
+                self.summary.measured.append(name)
+                self._refresh_view()
+            if ready:
+                progress("profile", len(ready), len(ready), "")
+
+    def _finished(self, name: str, models: Sequence[Model]) -> bool:
+        hashes = {model.name: model.hash for model in models}
+        if self.store.failures(self.campaign, name, hashes):
+            return True
+        if self.connection.sessions:
+            return self._plan(models).next(self.store.samples(self.campaign, name, hashes)) is None
+        found = self.store.metrics(self.campaign, name, hashes)
+        return all(any(set(self.metrics) <= set(row) for row in rows) for rows in found.values())
+
+    def _plan(self, models: Sequence[Model]) -> FixedPlan:
+        return FixedPlan([model.name for model in models], runs=self._config("RUNS", 50))
+
+    def _config(self, key: str, default: int) -> int:
+        spec = self.connection.spec
+        value = spec.configs.get(key, default) if spec else default
+        return value if isinstance(value, int) else default
+
+    def _convert(self, todo: dict[str, list[Model]], progress: Progress) -> dict[str, list[Model]]:
+        if self.connection.own_file_method:
+            return todo
+        unique = {model.hash: model for models in todo.values() for model in models}
+        converted = convert_all(
+            self.connection,
+            self.workspace,
+            unique,
+            time_limit_s=self.time_limit_s,
+            progress=progress,
+        )
+        ready: dict[str, list[Model]] = {}
+        for name, models in todo.items():
+            failed = [m for m in models if isinstance(converted[m.hash], Failure)]
+            for model in failed:
+                outcome = converted[model.hash]
+                assert isinstance(outcome, Failure)
+                self._fail(name, model, outcome)
+            if failed:
+                self._report(name, models)
+            else:
+                ready[name] = [self._converted(model, converted[model.hash]) for model in models]
+        if self.connection.sessions:
+            return self._with_references(ready)
+        return ready
+
+    @staticmethod
+    def _converted(model: Model, outcome: Model | Failure) -> Model:
+        assert isinstance(outcome, Model)
+        return replace(model, converted=outcome.converted)
+
+    def _with_references(self, ready: dict[str, list[Model]]) -> dict[str, list[Model]]:
+        """Compute the reference outputs that are missing, of models not made by nn-Meter."""
+        bare = {
+            model.hash: model
+            for models in ready.values()
+            for model in models
+            if model.reference is None and not self.store.checked(self.environment, model.hash)
+        }
+        found = fill_references(bare.values(), time_limit_s=self.time_limit_s)
+        return {
+            name: [
+                replace(model, reference=model.reference or found.get(model.hash))
+                for model in models
+            ]
+            for name, models in ready.items()
+        }
+
+    def _measure(self, name: str, models: Sequence[Model]) -> None:
+        caller, limit = self.connection.measuring, self.time_limit_s
+        try:
+            if not self.connection.sessions:
+                folder = self.workspace.converted_dir / self.connection.name
+                folder.mkdir(parents=True, exist_ok=True)
+                measure.measure_metrics(
+                    caller,
+                    models,
+                    store=self.store,
+                    campaign=self.campaign,
+                    testcase=name,
+                    metrics=self.metrics,
+                    save_path=folder,
+                    own_file_method=self.connection.own_file_method,
+                    time_limit_s=limit,
+                )
+                return
+            measure.open_models(
+                caller,
+                models,
+                check=lambda model: not self.store.checked(self.environment, model.hash),
+                checked=lambda model, found: self.store.add_check(
+                    self.environment, model.hash, found
+                ),
+                warmups=self._config("WARMUPS", 10),
+                time_limit_s=limit,
+            )
+            measure_samples(
+                caller,
+                models,
+                self._plan(models),
+                store=self.store,
+                campaign=self.campaign,
+                testcase=name,
+                time_limit_s=limit,
+            )
+        except ModelFailedError as exc:
+            self._fail(name, exc.model, exc.failure)
+        finally:
+            if self.connection.sessions:
+                self._close()
+
+    def _close(self) -> None:
+        """Unload what is loaded; a process that cannot even do that is replaced."""
+        caller = self.connection.measuring
+        if getattr(caller, "running", True):
+            try:
+                caller.call("close", self.time_limit_s)
+            except NNMeterError as exc:
+                log.warning("%s: unloading models failed: %s", self.connection.name, exc)
+
+    def _fail(self, name: str, model: Model, failure: Failure) -> None:
+        self.store.add_failure(self.campaign, name, model.name, model.hash, failure)
+        log.warning("%s: %s: %s: %s", name, model.name, failure.kind, failure.reason)
+
+    def _report(self, name: str, models: Sequence[Model]) -> None:
+        """Fill a test case's entries from the store."""
+        case = self.testcases[name]
+        hashes = {model.name: model.hash for model in models}
+        failures = self.store.failures(self.campaign, name, hashes)
+        for model, failure in failures.items():
+            case[model].pop("latency", None)
+            case[model]["error"] = {"kind": failure.kind, "reason": failure.reason}
+            self.summary.failed[f"{name}: {model}"] = failure
+        latencies: dict[str, str] = {}
+        samples = self.store.samples(self.campaign, name, hashes)
+        metrics = self.store.metrics(self.campaign, name, hashes)
+        for model in hashes:
+            if model in failures:
+                continue
+            case[model].pop("error", None)
+            if visits := samples[model]:
+                ns = [int(value) for visit in visits for value in visit]
+                mean = sum(ns) / len(ns)
+                std = (sum((value - mean) ** 2 for value in ns) / len(ns)) ** 0.5
+                latencies[model] = str(
+                    Latency(round(mean * _MS_PER_NS, 6), round(std * _MS_PER_NS, 6))
+                )
+                self.summary.runtime_s += sum(ns) * 1e-9
+            elif rows := metrics[model]:
+                case[model].update(rows[-1])
+                latencies[model] = str(rows[-1]["latency"])
+        for model, text in latencies.items():
+            case[model]["latency"] = text
+        self.store.add_reported(self.environment, name, latencies)
+
+    # --- the JSON views --------------------------------------------------------------------------
+
+    @contextmanager
+    def _views(self) -> Iterator[None]:
+        """Write the views at the end, be it a bad one."""
+        self.viewed_at_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._write_views()
+
+    def _refresh_view(self) -> None:
+        if time.monotonic() - self.viewed_at_s > _VIEW_EVERY_S:
+            self._write_views()
+            self.viewed_at_s = time.monotonic()
+
+    def _write_views(self) -> None:
+        folder = results.results_folder(
+            self.workspace, self.connection.name, self.connection.environment
+        )
+        results.write_results(self.workspace, folder, self.save_name, self.testcases)
+        results.write_errors(
+            self.workspace,
+            [f"{name}: {f.kind}: {f.reason}" for name, f in self.summary.failed.items()],
+        )

@@ -1,0 +1,177 @@
+"""What a backend's worker process does: convert, open, time, profile.
+
+This module runs in worker processes of other virtual environments too: it needs numpy, and what the
+backend itself imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nn_meter import registry
+from nn_meter.builder.backends.base import (
+    BaseBackend,
+    Describes,
+    Environment,
+    OpensSessions,
+    SamplesParser,
+    Session,
+    SessionBackend,
+    SessionProfiler,
+    Shapes,
+    ShowsGraph,
+)
+from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
+from nn_meter.latency import Latency
+from nn_meter.reference import reference_inputs, sample_outputs
+
+__all__ = ["HANDLER", "BackendJobs", "opens_sessions"]
+
+HANDLER = f"{__name__}:BackendJobs"
+
+
+def opens_sessions(backend: BaseBackend) -> bool:
+    """Whether a backend is timed by its sessions: it opens them, and no profiler stands above."""
+    if not isinstance(backend, OpensSessions):
+        return False
+    if not isinstance(backend, SessionBackend):
+        return True
+    cls = type(backend)
+    return (
+        cls.profile is SessionBackend.profile
+        and cls.profiler_class is not None
+        and cls.profiler_class.profile is SessionProfiler.profile
+        and cls.parser_class is not None
+        and cls.parser_class.parse is SamplesParser.parse
+    )
+
+
+class BackendJobs:
+    """The operations. Everything that comes in and goes out is plain JSON values.
+
+    Args:
+        backend: Already made; None: ``connect`` makes it.
+    """
+
+    def __init__(self, backend: BaseBackend | None = None) -> None:
+        self._backend = backend
+        self._sessions: dict[str, Session] = {}
+
+    def connect(self, spec: Mapping[str, Any]) -> None:
+        """Make the backend of a ``BackendSpec`` in plain values."""
+        entry = registry.Entry.from_json(spec["entry"])
+        try:
+            self._backend = registry.load(entry)(dict(spec["configs"]))
+        except NNMeterError:
+            raise
+        except Exception as exc:
+            raise BackendError(
+                f"backend {entry.name} cannot be made: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    @property
+    def backend(self) -> BaseBackend:
+        """The backend of this process."""
+        if self._backend is None:
+            raise BackendError("the worker was not connected to a backend")
+        return self._backend
+
+    def describe(self) -> dict[str, Any]:
+        """What the backend can do, and its environment if it knows it."""
+        backend = self.backend
+        environment = backend.describe().to_json() if isinstance(backend, Describes) else None
+        cls = type(backend)
+        return {
+            "environment": environment,
+            "sessions": opens_sessions(backend),
+            "graph": isinstance(backend, ShowsGraph),
+            "own_file_method": cls.profile_model_file is not BaseBackend.profile_model_file,
+        }
+
+    def test_connection(self) -> str:
+        """The backend's greeting; user classes may return nothing."""
+        return str(self.backend.test_connection() or "hello backend !")
+
+    def convert(self, model: str, save_path: str, shapes: Shapes) -> str:
+        """Convert a model file into an existing folder; returns the path of what was made."""
+        converted = self.backend.convert_model(model, save_path, [list(s) for s in shapes])
+        if not isinstance(converted, str | Path) or not Path(converted).exists():
+            raise BackendError(
+                f"{type(self.backend).__name__}.convert_model should return the path of the "
+                f"converted model, but returned {converted!r}"
+            )
+        return str(converted)
+
+    def open(self, key: str, converted: str, shapes: Shapes, check: bool) -> Any:
+        """Load a converted model under a key.
+
+        Returns:
+            With ``check``: a sample of its outputs on the reference inputs; else None.
+        """
+        backend = self.backend
+        assert isinstance(backend, OpensSessions)
+        session = backend.open(converted, shapes)
+        self._sessions[key] = session
+        if not check:
+            return None
+        try:
+            return sample_outputs(session.outputs(reference_inputs(shapes)))
+        except NNMeterError:
+            raise
+        except Exception as exc:
+            raise ModelRejectedError(
+                f"the runtime cannot run the model: {type(exc).__name__}: {exc}"
+            ) from exc
+
+    def time(self, key: str, runs: int) -> list[int]:
+        """Run a loaded model. Returns nanoseconds, one for each run."""
+        return [int(ns) for ns in self._sessions[key].time(runs)]
+
+    def close(self) -> None:
+        """Unload all models."""
+        while self._sessions:
+            self._sessions.popitem()[1].close()
+
+    def profile(
+        self,
+        model: str,
+        save_path: str,
+        converted: str | None,
+        shapes: Shapes,
+        metrics: Sequence[str],
+    ) -> dict[str, Any]:
+        """Profile a model by the backend's own method.
+
+        Args:
+            model: The model file.
+            save_path: A folder for what is converted.
+            converted: The converted model, if there is one: then that is profiled.
+            shapes: Shapes of the inputs without the batch dimension.
+            metrics: Which metrics.
+
+        Returns:
+            A value per metric; latencies as ``"avg +- std"`` in ms.
+        """
+        shapes = [list(shape) for shape in shapes]
+        if converted is None:
+            results = self.backend.profile_model_file(model, save_path, shapes, list(metrics))
+        else:
+            results = self.backend.profile(converted, list(metrics), shapes)
+        if results is None or any(metric not in results for metric in metrics):
+            raise BackendError(
+                f"{type(self.backend).__name__} was asked for {', '.join(metrics)} and answered "
+                f"{results!r}"
+            )
+        return {
+            metric: str(Latency(results[metric])) if metric == "latency" else results[metric]
+            for metric in metrics
+        }
+
+
+def unknown_environment(name: str, configs: Mapping[str, Any]) -> Environment:
+    """The environment of a backend that does not describe itself: its name and its keys."""
+    return Environment(
+        runtime=name, version="unknown", device="unknown", dtype="unknown", options=dict(configs)
+    )

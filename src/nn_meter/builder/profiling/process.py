@@ -1,0 +1,210 @@
+"""The parent's end of a worker process: start, ask, limit in time, notice a crash, replace."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any, Self
+
+from nn_meter import errors
+from nn_meter.errors import NNMeterError, NotInstalledError, TimeLimitError, WorkerCrashedError
+
+__all__ = ["Worker"]
+
+# Loads nn_meter by its place, so that the interpreter of another virtual environment needs nothing
+# of ours installed, and finds nothing of ours but this package. The folder that the user stands in
+# is no place to import from.
+_BOOTSTRAP = """\
+import importlib.util, sys
+sys.path = [place for place in sys.path if place]
+root, handler = sys.argv[1:3]
+spec = importlib.util.spec_from_file_location(
+    "nn_meter", root + "/__init__.py", submodule_search_locations=[root])
+package = importlib.util.module_from_spec(spec)
+sys.modules["nn_meter"] = package
+spec.loader.exec_module(package)
+from nn_meter.builder.profiling.worker import main
+main(handler)
+"""
+_TAIL = 4000
+_EXIT_S = 5.0
+
+
+class Worker:
+    """A process that serves one handler. Started at the first call, replaced after a crash.
+
+    Args:
+        handler: ``module:Class`` whose methods are the operations.
+        python: The interpreter to run; default: this one.
+        setup: Operations with their arguments to repeat whenever a process is started.
+        what: What the process does, for messages: ``openvino_cpu``.
+    """
+
+    def __init__(
+        self,
+        handler: str,
+        *,
+        python: str | None = None,
+        setup: tuple[str, dict[str, Any]] | None = None,
+        what: str = "the worker",
+    ) -> None:
+        self._handler = handler
+        self._python = str(Path(python).expanduser()) if python else sys.executable
+        self._setup = setup
+        self._what = what
+        self._process: subprocess.Popen[bytes] | None = None
+        self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._tail: collections.deque[bytes] = collections.deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a process, with whatever it holds."""
+        return self._process is not None
+
+    def call(self, op: str, timeout_s: float | None = None, **arguments: Any) -> Any:
+        """Ask for one operation.
+
+        Args:
+            op: Name of the handler's method.
+            timeout_s: Seconds after which the process is killed; None: no limit.
+            **arguments: JSON-able arguments.
+
+        Raises:
+            TimeLimitError: It took longer.
+            WorkerCrashedError: The process ended meanwhile; the last that it printed is kept.
+            NNMeterError: What the operation raised, as the same class.
+        """
+        if self._process is None:
+            self._start()
+            if self._setup is not None:
+                setup_op, setup_arguments = self._setup
+                try:
+                    self._ask(setup_op, timeout_s, setup_arguments)
+                except BaseException:
+                    self.stop()
+                    raise
+        return self._ask(op, timeout_s, arguments)
+
+    def stop(self) -> None:
+        """End the process and all that it started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=_EXIT_S)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _start(self) -> None:
+        root = str(Path(errors.__file__).parent)
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        try:
+            self._process = subprocess.Popen(
+                [self._python, "-c", _BOOTSTRAP, root, self._handler],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the parent's; stop() ends the whole group
+                env=environment,
+            )
+        except OSError as exc:
+            raise NotInstalledError(
+                f"PYTHON: {self._python} cannot be run ({exc.strerror}); give the path of a Python "
+                "interpreter"
+            ) from exc
+        self._answers = queue.SimpleQueue()
+        self._tail = collections.deque()
+        for target, stream, sink in (
+            (_read_lines, self._process.stdout, self._answers),
+            (_keep_tail, self._process.stderr, self._tail),
+        ):
+            threading.Thread(target=target, args=(stream, sink), daemon=True).start()
+
+    def _ask(self, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
+        process = self._process
+        assert process is not None and process.stdin is not None
+        line = json.dumps({"op": op, **arguments}) + "\n"
+        try:
+            process.stdin.write(line.encode())
+            process.stdin.flush()
+        except OSError:
+            raise self._crashed(process) from None
+        try:
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self.stop()
+            raise TimeLimitError(
+                f"{self._what} took longer than its time limit of {timeout_s:g} s and was stopped"
+            ) from None
+        except BaseException:  # Ctrl-C: an answer still to come would be taken for a later one's
+            self.stop()
+            raise
+        if answer is None:
+            raise self._crashed(process)
+        try:
+            data = json.loads(answer)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            self.stop()
+            raise WorkerCrashedError(f"{self._what} answered what is no answer: {answer[:200]!r}")
+        if "error" in data:
+            raise _decode_error(data["error"])
+        return data["ok"]
+
+    def _crashed(self, process: subprocess.Popen[bytes]) -> WorkerCrashedError:
+        try:
+            code = process.wait(timeout=_EXIT_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.stop()
+        if code is None:
+            how = "closed its output"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        words = b"".join(self._tail).decode(errors="replace").strip()
+        last = words.splitlines()[-1] if words else ""
+        return WorkerCrashedError(f"{self._what} {how}" + (f": {last}" if last else ""))
+
+
+def _read_lines(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in stream:
+            answers.put(line)
+    answers.put(None)
+
+
+def _keep_tail(stream: IO[bytes], tail: collections.deque[bytes]) -> None:
+    size = 0
+    with contextlib.suppress(OSError, ValueError):
+        while block := stream.read1(65536):  # type: ignore[attr-defined]
+            tail.append(block[-_TAIL:])
+            size += len(tail[-1])
+            while size - len(tail[0]) >= _TAIL:
+                size -= len(tail.popleft())
+
+
+def _decode_error(data: dict[str, str]) -> NNMeterError:
+    kind = getattr(errors, data["type"], None) if data["type"] else None
+    if isinstance(kind, type) and issubclass(kind, NNMeterError):
+        return kind(data["message"])
+    return errors.BackendError(data["message"])

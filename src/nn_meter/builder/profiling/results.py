@@ -1,0 +1,116 @@
+"""The JSON files of results: reading test cases, writing views, keeping environments apart."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nn_meter.builder.backends.base import Environment
+from nn_meter.builder.workspace import Workspace, atomic_write, read_json, write_json
+from nn_meter.errors import NNMeterError, ResultFileError
+from nn_meter.latency import Latency
+
+__all__ = ["TestCases", "read_testcases", "results_folder", "write_results"]
+
+log = logging.getLogger(__name__)
+
+TestCases = dict[str, dict[str, dict[str, Any]]]
+"""Test case -> model -> ``{"model", "shapes", "latency"}``, as the guide prints it."""
+
+ENVIRONMENT_FILE = "environment.json"
+
+
+def read_testcases(source: Mapping[str, Any] | str | Path) -> TestCases:
+    """Take a dict of test cases, or read the JSON file that holds one. Gives a copy.
+
+    Raises:
+        ResultFileError: It is not of the guide's form; the message names test case and model.
+    """
+    where = "the dict of test cases"
+    if isinstance(source, str | Path):
+        where = str(source)
+        source = read_json(Path(source), "test cases")
+    if not isinstance(source, Mapping):
+        raise ResultFileError(
+            f"test cases are a dict or the path of a JSON file, not a {type(source).__name__}"
+        )
+    for testcase, models in source.items():
+        if not isinstance(models, Mapping) or not models:
+            raise ResultFileError(f"{where}: {testcase}: should hold a dict of models")
+        for name, model in models.items():
+            try:
+                _check_model(model)
+            except NNMeterError as exc:
+                raise ResultFileError(f"{where}: {testcase}: {name}: {exc}") from exc
+    return copy.deepcopy({str(name): dict(models) for name, models in source.items()})
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Mapping):
+        raise ResultFileError("should be a dict with model, shapes and latency")
+    if not isinstance(model.get("model"), str | Path):
+        raise ResultFileError(f'"model" should be a path, but found {model.get("model")!r}')
+    shapes = model.get("shapes")
+    if not isinstance(shapes, list | tuple) or not shapes or not all(map(_is_shape, shapes)):
+        raise ResultFileError(f'"shapes" should be a list of lists of sizes, but found {shapes!r}')
+    if model.get("latency") is not None:
+        Latency(model["latency"])
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list | tuple) and all(
+        isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape
+    )
+
+
+def results_folder(workspace: Workspace, backend: str, environment: Environment) -> Path:
+    """The folder for a backend's results, cleared of those of another environment.
+
+    Results of another environment that lie there are moved into a folder named after it, and the
+    log says so.
+    """
+    folder = workspace.results_dir / backend
+    mark = folder / ENVIRONMENT_FILE
+    found = environment.to_json()
+    if mark.is_file():
+        earlier = read_json(mark, "an environment")
+        key = earlier.pop("key", "earlier")
+        if key == environment.key:
+            return folder
+        kept = folder / str(key)
+        try:
+            kept.mkdir(parents=True, exist_ok=True)
+            for file in folder.glob("*.json"):
+                file.replace(kept / file.name)
+        except OSError as exc:
+            raise ResultFileError(f"{kept}: cannot be written: {exc.strerror or exc}") from exc
+        differ = [name for name in found if found[name] != earlier.get(name)]
+        log.warning(
+            "%s: results of another environment (%s) are kept in %s; new files start here",
+            folder,
+            ", ".join(f"{name}: {earlier.get(name)} -> {found[name]}" for name in differ),
+            kept,
+        )
+    write_json(mark, {"key": environment.key, **found})
+    return folder
+
+
+def write_results(workspace: Workspace, folder: Path | None, name: str, data: Any) -> None:
+    """Write a JSON view into the folder of its backend, and as the latest run's."""
+    if folder is not None:
+        write_json(folder / name, data)
+    write_json(workspace.results_dir / name, data)
+
+
+def write_errors(workspace: Workspace, lines: list[str]) -> Path:
+    """Write ``profile_error.log``: a line for each model that has no latency; none, no file."""
+    path = workspace.results_dir / "profile_error.log"
+    if not lines:
+        path.unlink(missing_ok=True)
+        return path
+    with atomic_write(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

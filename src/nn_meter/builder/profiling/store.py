@@ -1,0 +1,318 @@
+"""Raw samples and environments in SQLite: the one place that nothing measured is lost from.
+
+A round is one transaction, so killing the process loses at most the round under way. Samples are
+kept by test case, model, content of the model file, environment and load; asking for them by the
+content's hash means that a model that changed is measured anew, and one that did not, not.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from nn_meter.builder.backends.base import Environment, Samples
+from nn_meter.errors import ResultFileError
+
+__all__ = ["Failure", "Provenance", "Store"]
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE environments (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, backend TEXT NOT NULL, data TEXT NOT NULL,
+    UNIQUE (key, backend));
+CREATE TABLE campaigns (
+    id INTEGER PRIMARY KEY, environment INTEGER NOT NULL REFERENCES environments, started REAL);
+CREATE TABLE loads (
+    id INTEGER PRIMARY KEY, campaign INTEGER NOT NULL REFERENCES campaigns, started REAL NOT NULL);
+CREATE TABLE rounds (
+    id INTEGER PRIMARY KEY, load INTEGER NOT NULL REFERENCES loads, testcase TEXT NOT NULL);
+CREATE TABLE visits (
+    round INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, model TEXT NOT NULL,
+    hash TEXT NOT NULL, samples BLOB, metrics TEXT, PRIMARY KEY (round, position));
+CREATE TABLE failures (
+    campaign INTEGER NOT NULL REFERENCES campaigns, testcase TEXT NOT NULL, model TEXT NOT NULL,
+    hash TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (campaign, testcase, model, hash));
+CREATE TABLE checks (
+    environment INTEGER NOT NULL REFERENCES environments, hash TEXT NOT NULL, finding TEXT,
+    PRIMARY KEY (environment, hash));
+CREATE TABLE reported (
+    testcase TEXT NOT NULL, model TEXT NOT NULL, latency TEXT NOT NULL,
+    environment INTEGER NOT NULL REFERENCES environments,
+    PRIMARY KEY (testcase, model, latency, environment));
+CREATE INDEX rounds_by_testcase ON rounds (testcase, load);
+CREATE INDEX loads_by_campaign ON loads (campaign);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a model has no latency.
+
+    Attributes:
+        kind: ``refused`` (by the runtime or the conversion), ``crashed``, ``time limit`` or
+            ``failed`` (anything else).
+        reason: In the words of whoever said it.
+    """
+
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a latency that stands in a result was measured."""
+
+    backend: str
+    environment: dict[str, Any]
+    key: str
+
+
+class Store:
+    """An open ``samples.db``.
+
+    Args:
+        path: The file; made if it is missing.
+
+    Raises:
+        ResultFileError: It is damaged, of a newer version, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+        except (sqlite3.Error, OSError) as exc:
+            raise ResultFileError(
+                f"{path}: the sample store cannot be used: {exc}; move it away to start a new one"
+            ) from exc
+
+    def _prepare(self) -> None:
+        db = self._db
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise ResultFileError(
+                    f"{self._path}: the sample store has version {version}; this nn-Meter knows "
+                    f"{_VERSION}; move it away to start a new one"
+                )
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # --- writing ---------------------------------------------------------------------------------
+
+    def environment(self, backend: str, environment: Environment) -> int:
+        """The number of an environment; a new one is written down."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO environments (key, backend, data) VALUES (?, ?, ?)",
+            (environment.key, backend, json.dumps(environment.to_json(), default=str)),
+        )
+        row = self._db.execute(
+            "SELECT id FROM environments WHERE key = ? AND backend = ?", (environment.key, backend)
+        ).fetchone()
+        return int(row[0])
+
+    def campaign(self, environment: int, *, fresh: bool = False) -> int:
+        """The campaign to go on with: the latest in this environment, or a new one.
+
+        Args:
+            environment: Number of the environment.
+            fresh: Start a new one, so that everything is measured again; nothing is deleted.
+        """
+        row = self._db.execute(
+            "SELECT max(id) FROM campaigns WHERE environment = ?", (environment,)
+        ).fetchone()
+        if row[0] is not None and not fresh:
+            return int(row[0])
+        return self._insert(
+            "INSERT INTO campaigns (environment, started) VALUES (?, ?)", environment, time.time()
+        )
+
+    def load(self, campaign: int) -> int:
+        """Number a new load: the models of a test case were just loaded."""
+        return self._insert(
+            "INSERT INTO loads (campaign, started) VALUES (?, ?)", campaign, time.time()
+        )
+
+    def add_round(
+        self,
+        load: int,
+        testcase: str,
+        visits: list[tuple[str, str, Samples | Mapping[str, Any]]],
+    ) -> None:
+        """Write one round, whole or not at all.
+
+        Args:
+            load: Number of the load.
+            testcase: Name of the test case.
+            visits: Model, hash of its file, and samples (int64 ns) or metrics, in order.
+        """
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            number = self._insert(
+                "INSERT INTO rounds (load, testcase) VALUES (?, ?)", load, testcase
+            )
+            for position, (model, digest, found) in enumerate(visits):
+                samples, metrics = None, None
+                if isinstance(found, np.ndarray):
+                    samples = np.ascontiguousarray(found, dtype="<i8").tobytes()
+                else:
+                    metrics = json.dumps(dict(found))
+                db.execute(
+                    "INSERT INTO visits VALUES (?, ?, ?, ?, ?, ?)",
+                    (number, position, model, digest, samples, metrics),
+                )
+            db.execute("COMMIT")
+        except BaseException:
+            db.execute("ROLLBACK")
+            raise
+
+    def add_failure(
+        self, campaign: int, testcase: str, model: str, digest: str, failure: Failure
+    ) -> None:
+        """Write down why a model has no latency."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
+            (campaign, testcase, model, digest, failure.kind, failure.reason),
+        )
+
+    def forget_failures(self, campaign: int) -> None:
+        """Let failed models be tried again."""
+        self._db.execute("DELETE FROM failures WHERE campaign = ?", (campaign,))
+
+    def add_check(self, environment: int, digest: str, finding: str | None) -> None:
+        """Write down how a converted model compared with its source: None, or what differs."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (environment, digest, finding)
+        )
+
+    def add_reported(self, environment: int, testcase: str, latencies: Mapping[str, str]) -> None:
+        """Write down the latencies of a test case as they stand in a result."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO reported VALUES (?, ?, ?, ?)",
+            [(testcase, model, text, environment) for model, text in latencies.items()],
+        )
+
+    def _insert(self, statement: str, *values: Any) -> int:
+        number = self._db.execute(statement, values).lastrowid
+        assert number is not None
+        return number
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def samples(
+        self, campaign: int, testcase: str, hashes: Mapping[str, str]
+    ) -> dict[str, list[Samples]]:
+        """Samples of a test case's models, a list entry a round, oldest first.
+
+        Args:
+            campaign: Number of the campaign.
+            testcase: Name of the test case.
+            hashes: Hash of each model's file; samples of another content do not count.
+        """
+        found: dict[str, list[Samples]] = {model: [] for model in hashes}
+        for model, blob in self._visits(campaign, testcase, hashes, "samples"):
+            found[model].append(np.frombuffer(blob, dtype="<i8").astype(np.int64))
+        return found
+
+    def metrics(
+        self, campaign: int, testcase: str, hashes: Mapping[str, str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """As ``samples``, of a backend that gives metrics and no samples."""
+        found: dict[str, list[dict[str, Any]]] = {model: [] for model in hashes}
+        for model, text in self._visits(campaign, testcase, hashes, "metrics"):
+            found[model].append(json.loads(text))
+        return found
+
+    def _visits(
+        self, campaign: int, testcase: str, hashes: Mapping[str, str], column: str
+    ) -> list[tuple[str, Any]]:
+        rows = self._db.execute(
+            f"SELECT model, hash, {column} FROM visits JOIN rounds ON rounds.id = visits.round "  # noqa: S608
+            "JOIN loads ON loads.id = rounds.load "
+            f"WHERE rounds.testcase = ? AND loads.campaign = ? AND {column} IS NOT NULL "
+            "ORDER BY rounds.id, position",
+            (testcase, campaign),
+        )
+        return [(model, data) for model, digest, data in rows if hashes.get(model) == digest]
+
+    def failures(
+        self, campaign: int, testcase: str, hashes: Mapping[str, str]
+    ) -> dict[str, Failure]:
+        """Failures of a test case's models, as they are now."""
+        rows = self._db.execute(
+            "SELECT model, hash, kind, reason FROM failures WHERE campaign = ? AND testcase = ?",
+            (campaign, testcase),
+        )
+        return {
+            model: Failure(kind=kind, reason=reason)
+            for model, digest, kind, reason in rows
+            if hashes.get(model) == digest
+        }
+
+    def checked(self, environment: int, digest: str) -> bool:
+        """Whether a model's conversion was compared with its source, and found equal."""
+        row = self._db.execute(
+            "SELECT finding FROM checks WHERE environment = ? AND hash = ?", (environment, digest)
+        ).fetchone()
+        return row is not None and row[0] is None
+
+    def provenance(self, testcase: str, model: str, latency: str) -> Provenance | None:
+        """Where a latency was measured; None: not here, so somebody filled it in."""
+        row = self._db.execute(
+            "SELECT backend, data, key FROM reported JOIN environments "
+            "ON environments.id = reported.environment "
+            "WHERE testcase = ? AND model = ? AND latency = ? ORDER BY reported.rowid DESC LIMIT 1",
+            (testcase, model, latency),
+        ).fetchone()
+        if row is None:
+            return None
+        return Provenance(backend=row[0], environment=json.loads(row[1]), key=row[2])
+
+
+def read_provenance(
+    path: Path, latencies: Mapping[tuple[str, str], str]
+) -> dict[tuple[str, str], Provenance | None]:
+    """Look up many latencies by test case and model; a store that is not there knows none."""
+    if not path.is_file():
+        return dict.fromkeys(latencies)
+    with closing(Store(path)) as store:
+        return {
+            (testcase, model): store.provenance(testcase, model, text)
+            for (testcase, model), text in latencies.items()
+        }
