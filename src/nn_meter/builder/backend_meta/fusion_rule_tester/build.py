@@ -1,0 +1,334 @@
+"""Model files: building and saving them, each different one once, on all cores.
+
+Building runs in worker processes: a framework is loaded there and not here, and a user's operator
+that crashes it costs its own test case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import nn_meter
+from nn_meter import registry
+from nn_meter.builder.backend_meta.fusion_rule_tester import shapes as pair_shapes
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
+from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
+from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
+from nn_meter.builder.profiling.process import Worker
+from nn_meter.errors import NNMeterError, OddSizeError, OperatorError
+from nn_meter.reference import sample_outputs
+
+__all__ = [
+    "BuildJobs",
+    "Task",
+    "chain_key",
+    "chain_model",
+    "copy_model",
+    "is_current",
+    "operator_model",
+    "run_tasks",
+    "save_model",
+    "seed_weights",
+    "source_key",
+]
+
+HANDLER = f"{__name__}:BuildJobs"
+_DISTRIBUTIONS = {
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel"),
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+}
+
+
+# --- one model -----------------------------------------------------------------------------------
+
+
+def seed_weights(implement: str, *names: str) -> None:
+    """Seed the weights of the next model by what it is, so that it always gets the same."""
+    digest = hashlib.sha256("/".join(names).encode()).digest()
+    get_framework(implement).seed_weights(int.from_bytes(digest[:4], "little"))
+
+
+def chain_model(chain: Chain) -> tuple[Any, list[list[int]]]:
+    """Build a chain's model; gives it with the shapes of its inputs.
+
+    Raises:
+        OperatorError: It cannot be built; says why.
+    """
+    operators = pair_shapes.make_operators(chain.ops, chain.input_shape, chain.config)
+    seed_weights(chain.implement, *chain.ops, str(chain.input_shape))
+    try:
+        return get_framework(chain.implement).chain_model(operators)
+    except NNMeterError:
+        raise
+    except Exception as exc:
+        raise OperatorError(
+            f"the model of {' and '.join(chain.ops)} cannot be built: {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+def operator_model(
+    op: str, input_shape: Sequence[int], config: Mapping[str, Any]
+) -> tuple[Any, list[list[int]]]:
+    """Build the model of one operator by its name."""
+    chain = Chain(
+        implement=config["IMPLEMENT"], ops=(op,), input_shape=tuple(input_shape), config=config
+    )
+    return chain_model(chain)
+
+
+def save_model(
+    implement: str, model: Any, shapes: Sequence[Sequence[int]], stem: Path, key: str = ""
+) -> dict[str, Any]:
+    """Save a model of a framework, and what is known of it.
+
+    Args:
+        implement: The framework.
+        model: Its model.
+        shapes: Shapes of the inputs without the batch dimension.
+        stem: Path of the file, without the framework's suffix.
+        key: Hash of all that it was built from.
+
+    Returns:
+        ``{"model", "shapes"}`` as test cases have it, the path relative to the workspace.
+
+    Raises:
+        OperatorError: It cannot be saved or run; says why.
+    """
+    framework = get_framework(implement)
+    path = stem.with_name(stem.name + suffix_of(implement))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        outputs = framework.save_model(model, path, shapes)
+    except NNMeterError:
+        raise
+    except Exception as exc:
+        raise OperatorError(
+            f"{path.name} cannot be saved as a model: {type(exc).__name__}: {exc}"
+        ) from exc
+    info = ModelInfo(
+        key=key,
+        sha256=hash_model(path),
+        shapes=[list(shape) for shape in shapes],
+        outputs=sample_outputs(outputs),
+    )
+    write_info(path, info)
+    return entry_of(path, info.shapes)
+
+
+def entry_of(path: Path, shapes: Iterable[Sequence[int]]) -> dict[str, Any]:
+    """A model's entry in a test case: ``./fusion_rule_test/models/<name>`` and its shapes."""
+    folder = path.parent
+    return {
+        "model": f"./{folder.parent.name}/{folder.name}/{path.name}",
+        "shapes": [list(shape) for shape in shapes],
+    }
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Put an equal model at another path: by hard links where the disk has them."""
+    info = read_info(source)
+    if info is None:
+        raise OperatorError(f"{source}: what was built has gone; generate again")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        if source.is_dir():
+            shutil.copytree(source, temporary, copy_function=_link)
+            if target.is_dir():
+                shutil.rmtree(target)
+        else:
+            _link(source, temporary)
+        temporary.replace(target)
+        write_info(target, info)
+    except OSError as exc:
+        raise OperatorError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# --- what a model is built from ------------------------------------------------------------------
+
+
+def chain_key(chain: Chain) -> str:
+    """Hash of all that a chain's model is built from: equal keys, equal models."""
+    return _key(
+        chain.to_json(),
+        *(
+            source_key(registry.find("operator", op, chain.implement), chain.implement)
+            for op in chain.ops
+        ),
+    )
+
+
+def testcase_key(entry: registry.Entry, config: Mapping[str, Any]) -> str:
+    """Hash of all that the models of a test case's class are built from."""
+    return _key(dict(config), source_key(entry, config["IMPLEMENT"]))
+
+
+def _key(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_key(entry: registry.Entry, implement: str) -> str:
+    """Hash of the code of a user's class; of a built-in one, and its framework's version."""
+    own = _hash_code(Path(nn_meter.__file__).parent / "builder")
+    parts = [nn_meter.__version__, own, _framework_version(implement)]
+    if entry.package_location:
+        parts.append(_hash_code(Path(entry.package_location)))
+    elif entry.origin != "builtin":
+        with contextlib.suppress(ImportError, ValueError):
+            spec = importlib.util.find_spec(entry.class_module)
+            if spec is not None and spec.origin:
+                parts.append(_hash_code(Path(spec.origin).parent))
+    return _key(entry.to_json(), parts)
+
+
+@functools.cache
+def _hash_code(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _framework_version(implement: str) -> str:
+    for name in _DISTRIBUTIONS[implement]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return f"{name} {importlib.metadata.version(name)}"
+    return ""
+
+
+def is_current(path: Path, key: str) -> ModelInfo | None:
+    """The info of a model that was built from the same, and is still there; else None."""
+    info = read_info(path)
+    return info if info is not None and info.key == key and path.exists() else None
+
+
+# --- all models, in worker processes -------------------------------------------------------------
+
+
+class BuildJobs:
+    """Runs in a worker process, which loads the framework."""
+
+    def build_chain(self, chain: dict[str, Any], stem: str, key: str) -> dict[str, Any]:
+        """Build and save a chain's model."""
+        spec = Chain.from_json(chain)
+        model, shapes = chain_model(spec)
+        return save_model(spec.implement, model, shapes, Path(stem), key)
+
+    def save_testcase(self, entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        """Build and save the models of a test case's class."""
+        cls = registry.load(registry.Entry.from_json(entry))
+        case = cls(config)
+        if not case.name or not case.cases:
+            raise OperatorError(f"{cls.__name__} needs a name and cases")
+        return {"name": case.name, "models": case.save_testcase()}
+
+    def plan_pairs(
+        self, pairs: Sequence[Sequence[str]], config: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Work out the shapes of pairs with users' operators, which may import a framework."""
+        found: list[dict[str, Any]] = []
+        for op1, op2 in pairs:
+            try:
+                plan = plan_pair(op1, op2, config)
+            except NNMeterError as exc:
+                found.append({"error": str(exc), "odd": isinstance(exc, OddSizeError)})
+            else:
+                found.append(
+                    {"block": plan.block.to_json(), "second_input": list(plan.second_input)}
+                )
+        return found
+
+
+def plans_elsewhere(
+    pairs: Sequence[tuple[str, str]], config: Mapping[str, Any]
+) -> list[PairPlan | NNMeterError]:
+    """``plan_pair`` of many, in a worker process."""
+    with Worker(HANDLER, what="planning test cases") as worker:
+        answers = worker.call("plan_pairs", pairs=[list(p) for p in pairs], config=dict(config))
+    found: list[PairPlan | NNMeterError] = []
+    for answer in answers:
+        if "error" in answer:
+            kind = OddSizeError if answer["odd"] else OperatorError
+            found.append(kind(answer["error"]))
+        else:
+            found.append(
+                PairPlan(
+                    block=Chain.from_json(answer["block"]),
+                    second_input=tuple(answer["second_input"]),
+                )
+            )
+    return found
+
+
+Task = tuple[str, dict[str, Any]]
+"""An operation of ``BuildJobs`` and its arguments."""
+
+
+def run_tasks(
+    tasks: Mapping[str, Task], *, done: Callable[[str], None]
+) -> dict[str, dict[str, Any] | NNMeterError]:
+    """Carry out tasks on all cores.
+
+    Args:
+        tasks: By a name of their own.
+        done: Told the name of each that ended.
+
+    Returns:
+        What each gave, or the error that it ended with.
+    """
+    found: dict[str, dict[str, Any] | NNMeterError] = {}
+    if not tasks:
+        return found
+    local = threading.local()
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(
+            ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1)))
+        )
+
+        def run(task: Task) -> dict[str, Any] | NNMeterError:
+            if not hasattr(local, "worker"):
+                local.worker = stack.enter_context(Worker(HANDLER, what="building a model"))
+            operation, arguments = task
+            try:
+                answer: dict[str, Any] = local.worker.call(operation, **arguments)
+            except NNMeterError as exc:
+                return exc
+            return answer
+
+        futures = {pool.submit(run, task): name for name, task in tasks.items()}
+        try:
+            for future in as_completed(futures):
+                found[futures[future]] = future.result()
+                done(futures[future])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found

@@ -1,0 +1,240 @@
+"""From the configuration to model files: planning pairs, building what is new, linking what is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from nn_meter import registry
+from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.backend_meta.fusion_rule_tester.basic import aliases
+from nn_meter.builder.backend_meta.fusion_rule_tester.build import Task
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
+from nn_meter.builder.nn_modules.frameworks import suffix_of
+from nn_meter.builder.nn_modules.info import read_info
+from nn_meter.builder.workspace import Workspace, read_json, write_json
+from nn_meter.errors import ConfigError, NNMeterError, OddSizeError, ResultFileError
+from nn_meter.progress import Progress
+
+__all__ = ["Generated", "generate"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Generated:
+    """Test cases whose models are there.
+
+    Attributes:
+        testcases: As ``origin_testcases.json`` has them.
+        refused: Test cases that cannot be built, and why.
+        built: How many models were built now.
+        kept: How many different models were there already.
+    """
+
+    testcases: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    built: int = 0
+    kept: int = 0
+
+
+def generate(workspace: Workspace, progress: Progress) -> Generated:
+    """Build the models of all test cases that a workspace asks for.
+
+    Raises:
+        ConfigError: A size that an op would have to halve is odd; nothing is written.
+    """
+    config = workspace.operator_config()
+    found = Generated()
+    plans = _plan(workspace, config, found)
+    custom = [
+        registry.find("testcase", name, config["IMPLEMENT"])
+        for name in workspace.ruletest.OTHER_TESTCASES
+    ]
+    with workspace.lock():
+        _build(workspace, config, plans, custom, found, progress)
+    for name, reason in found.refused.items():
+        log.warning("%s cannot be built and is left out: %s", name, reason)
+    return found
+
+
+def _plan(
+    workspace: Workspace, config: Mapping[str, Any], found: Generated
+) -> dict[str, PairPlan]:
+    asked = workspace.ruletest.BASIC_TESTCASES
+    everything = isinstance(asked, str)
+    if everything:
+        names = [
+            name
+            for name in dict.fromkeys(e.name for e in registry.entries("operator"))
+            if _is_there(name, config["IMPLEMENT"])
+        ]
+        pairs = list(product(names, names))
+    else:
+        pairs = [(op1, op2) for op1, op2 in (name.split("_") for name in asked)]
+    outcomes = _plan_pairs(pairs, config)
+    plans: dict[str, PairPlan] = {}
+    odd: dict[str, str] = {}
+    for (op1, op2), outcome in zip(pairs, outcomes, strict=True):
+        name = f"BF_{op1}_{op2}"
+        if isinstance(outcome, PairPlan):
+            plans[name] = outcome
+        elif isinstance(outcome, OddSizeError) and not everything:
+            odd[name] = str(outcome)
+        elif not everything:
+            found.refused[name] = str(outcome)
+    if odd:
+        name, reason = next(iter(odd.items()))
+        more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise ConfigError(f"{workspace.ruletest_file}: {name}{more}: {reason}")
+    return plans
+
+
+def _is_there(op: str, implement: str) -> bool:
+    return any(
+        entry.name == op and entry.implement in (None, implement)
+        for entry in registry.entries("operator")
+    )
+
+
+def _plan_pairs(
+    pairs: list[tuple[str, str]], config: Mapping[str, Any]
+) -> list[PairPlan | NNMeterError]:
+    """Plan here where that needs no framework: all pairs of built-in operators."""
+    builtin = {e.name for e in registry.entries("operator") if e.origin == "builtin"}
+    elsewhere = [pair for pair in pairs if not builtin.issuperset(pair)]
+    found: dict[tuple[str, str], PairPlan | NNMeterError] = {}
+    if elsewhere:
+        found.update(zip(elsewhere, build.plans_elsewhere(elsewhere, config), strict=True))
+    for op1, op2 in pairs:
+        if (op1, op2) not in found:
+            try:
+                found[op1, op2] = plan_pair(op1, op2, config)
+            except NNMeterError as exc:
+                found[op1, op2] = exc
+    return [found[pair] for pair in pairs]
+
+
+def _build(
+    workspace: Workspace,
+    config: dict[str, Any],
+    plans: Mapping[str, PairPlan],
+    custom: Iterable[registry.Entry],
+    found: Generated,
+    progress: Progress,
+) -> None:
+    models = workspace.models_dir
+    suffix = suffix_of(config["IMPLEMENT"])
+    wanted: dict[str, list[tuple[Path, Chain]]] = {}  # by key: every path that it stands at
+    for name, plan in plans.items():
+        op1, op2 = plan.block.ops
+        for model, chain in plan.chains(*aliases(op1, op2)).items():
+            path = models / f"{name}_{model}{suffix}"
+            wanted.setdefault(build.chain_key(chain), []).append((path, chain))
+    tasks: dict[str, Task] = {}
+    sources: dict[str, Path] = {}
+    for key, places in wanted.items():
+        current = next((path for path, _ in places if build.is_current(path, key)), None)
+        sources[key] = current or places[0][0]
+        if current is None:
+            path, chain = places[0]
+            stem = str(path)[: len(str(path)) - len(suffix)] if suffix else str(path)
+            tasks[key] = ("build_chain", {"chain": chain.to_json(), "stem": stem, "key": key})
+    found.built, found.kept = len(tasks), len(wanted) - len(tasks)
+    cases: dict[str, tuple[Path, str]] = {}
+    for entry in custom:
+        key = build.testcase_key(entry, config)
+        record = models / ".info" / f"testcase-{entry.name}.json"
+        cases[entry.name] = record, key
+        if _recorded(workspace, record, key) is None:
+            tasks[entry.name] = (
+                "save_testcase",
+                {"entry": entry.to_json(), "config": config},
+            )
+    outcomes = _run(tasks, progress)
+    broken = {key: str(error) for key, error in outcomes.items() if isinstance(error, NNMeterError)}
+    for key, places in wanted.items():
+        for path, _ in places:
+            if key not in broken and build.is_current(path, key) is None:
+                build.copy_model(sources[key], path)
+    _collect(plans, suffix, models, broken, found)
+    for name, (record, key) in cases.items():
+        _collect_custom(workspace, name, record, key, outcomes.get(name), found)
+
+
+def _run(
+    tasks: Mapping[str, Task], progress: Progress
+) -> dict[str, dict[str, Any] | NNMeterError]:
+    count = [0]
+
+    def done(name: str) -> None:
+        count[0] += 1
+        operation, arguments = tasks[name]
+        label = Path(arguments["stem"]).name if operation == "build_chain" else name
+        progress("generate", count[0], len(tasks), label)
+
+    return build.run_tasks(tasks, done=done)
+
+
+def _collect(
+    plans: Mapping[str, PairPlan],
+    suffix: str,
+    models: Path,
+    broken: Mapping[str, str],
+    found: Generated,
+) -> None:
+    for name, plan in plans.items():
+        chains = plan.chains(*aliases(*plan.block.ops))
+        reasons = [
+            f"{model}: {broken[key]}"
+            for model, chain in chains.items()
+            if (key := build.chain_key(chain)) in broken
+        ]
+        if reasons:
+            found.refused[name] = reasons[0]
+            continue
+        case = {}
+        for model in chains:
+            path = models / f"{name}_{model}{suffix}"
+            info = read_info(path)
+            assert info is not None, path
+            case[model] = build.entry_of(path, info.shapes)
+        found.testcases[name] = case
+
+
+def _recorded(workspace: Workspace, record: Path, key: str) -> dict[str, Any] | None:
+    """The entry of a test case that was built from the same, if its models are still there."""
+    if not record.is_file():
+        return None
+    try:
+        data = read_json(record, "a test case")
+    except ResultFileError:
+        return None  # damaged: it is built again
+    case = data.get("testcase")
+    if data.get("key") != key or not isinstance(case, dict):
+        return None
+    there = all(workspace.resolve(entry["model"]).exists() for entry in case["models"].values())
+    return case if there else None
+
+
+def _collect_custom(
+    workspace: Workspace,
+    name: str,
+    record: Path,
+    key: str,
+    outcome: dict[str, Any] | NNMeterError | None,
+    found: Generated,
+) -> None:
+    if isinstance(outcome, NNMeterError):
+        found.refused[name] = str(outcome)
+        return
+    if outcome is not None:
+        write_json(record, {"key": key, "testcase": outcome})
+        found.built += len(outcome["models"])
+    case = outcome if outcome is not None else _recorded(workspace, record, key)
+    assert case is not None, record
+    found.testcases[case["name"]] = case["models"]

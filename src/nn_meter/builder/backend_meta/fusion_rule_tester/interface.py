@@ -1,0 +1,150 @@
+"""`generate_testcases` and `detect_fusion_rule`: what the guide calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.detect import detect
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
+from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
+from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
+from nn_meter.builder.profiling.results import TestCases, read_testcases, write_results
+from nn_meter.builder.profiling.store import Provenance, read_provenance
+from nn_meter.builder.workspace import Workspace, builder_config, read_json, write_json
+from nn_meter.errors import DetectionError, OperatorError
+from nn_meter.progress import Progress, silent
+
+__all__ = ["detect_fusion_rule", "generate_testcases"]
+
+
+def generate_testcases(
+    workspace: Workspace | None = None,
+    *,
+    progress: Progress = silent,
+    summary: Generated | None = None,
+) -> TestCases:
+    """Make the models of all test cases that the configuration asks for.
+
+    Models go to ``fusion_rule_test/models/``; a model that was built from the same before stays.
+    Pairs that cannot be built are named in the log and left out.
+
+    Args:
+        workspace: Default: the one of ``builder_config.init``.
+        progress: Told how far it is.
+        summary: Filled with what was done and what was refused.
+
+    Returns:
+        Test case -> model -> ``{"model", "shapes"}``, as in ``results/origin_testcases.json``.
+
+    Raises:
+        WorkspaceError: No workspace is in use.
+        ConfigError: A size that an op would have to halve is odd.
+        OperatorError: No test case at all can be built.
+    """
+    workspace = workspace or builder_config.workspace
+    found = generate(workspace, progress)
+    if summary is not None:
+        vars(summary).update(vars(found))
+    if not found.testcases:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refused.items())
+        raise OperatorError(
+            f"{workspace.ruletest_file}: no test case can be built; "
+            + (reasons or "BASIC_TESTCASES and OTHER_TESTCASES are empty")
+        )
+    write_json(workspace.results_dir / "origin_testcases.json", found.testcases)
+    return found.testcases
+
+
+def detect_fusion_rule(
+    profiled_results: Mapping[str, Any] | str | Path, workspace: Workspace | None = None
+) -> dict[str, dict[str, Any]]:
+    """Detect the fusion rules from profiled test cases.
+
+    Writes ``results/detected_results.json`` (these test cases, with what speaks for each verdict)
+    and ``results/detected_fusion_rule.json`` (the rules alone, together with those found before in
+    the same environment), and the same two in the folder of the backend that was measured.
+
+    Args:
+        profiled_results: What ``profile_models`` or ``fill_latency`` gave: the dict, or the path of
+            its JSON file.
+        workspace: Default: the one of ``builder_config.init``.
+
+    Returns:
+        Rule -> ``{"obey", "verdict", "evidence", …}``, as in ``detected_results.json``.
+
+    Raises:
+        ResultFileError: The results are not of the guide's form.
+        DetectionError: A name belongs to no test case, or nothing has a latency.
+        ConfigError: EVIDENCE asks for a kind that is not there.
+    """
+    workspace = workspace or builder_config.workspace
+    evidence = chosen_evidence(workspace.ruletest.EVIDENCE)
+    profiled = read_testcases(profiled_results)
+    if not any(
+        model.get("latency") is not None or model.get("error")
+        for case in profiled.values()
+        for model in case.values()
+    ):
+        raise DetectionError(
+            "no model has a latency; run profile_models first, or fill latencies in with "
+            "fill_latency"
+        )
+    config = workspace.operator_config()
+    origin = _origin(workspace, profiled)
+    environment = _environment(workspace, origin)
+    folder = workspace.results_dir / origin.backend if origin is not None else None
+    earlier = _earlier_rules(workspace, folder, environment)
+    verdicts = detect(
+        profiled, config, evidence, {name: rule["obey"] for name, rule in earlier.items()}
+    )
+    detail = workspace.ruletest.DETAIL
+    detected = {name: verdict.to_json(detail=detail) for name, verdict in verdicts.items()}
+    rules = {name: _rule(verdict, environment) for name, verdict in verdicts.items()}
+    with workspace.lock():
+        write_results(workspace, folder, "detected_results.json", detected)
+        write_results(workspace, folder, "detected_fusion_rule.json", {**earlier, **rules})
+    return detected
+
+
+def _rule(verdict: Verdict, environment: dict[str, Any] | None) -> dict[str, Any]:
+    return {**verdict.to_json(detail=False), "when": {}, "environment": environment}
+
+
+def _origin(workspace: Workspace, profiled: TestCases) -> Provenance | None:
+    """Where these latencies were measured; None: not all in one place, or filled in by hand."""
+    config = workspace.operator_config()
+    latencies = {
+        (canonical(case, config), model): str(entry["latency"])
+        for case, models in profiled.items()
+        for model, entry in models.items()
+        if entry.get("latency") is not None
+    }
+    origins = read_provenance(workspace.store_file, latencies)
+    first = next(iter(origins.values()), None)
+    if first is None:
+        return None
+    return first if all(o is not None and o.key == first.key for o in origins.values()) else None
+
+
+def _environment(workspace: Workspace, origin: Provenance | None) -> dict[str, Any] | None:
+    if origin is None:
+        return None
+    return {"backend": origin.backend, **origin.environment}
+
+
+def _earlier_rules(
+    workspace: Workspace, folder: Path | None, environment: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Rules of the workspace that were found in the same environment."""
+    path = (folder or workspace.results_dir) / "detected_fusion_rule.json"
+    if not path.is_file():
+        return {}
+    rules = read_json(path, "fusion rules")
+    return {
+        name: rule
+        for name, rule in rules.items()
+        if isinstance(rule, dict) and "obey" in rule and rule.get("environment") == environment
+    }

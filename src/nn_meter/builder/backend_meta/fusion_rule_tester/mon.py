@@ -1,0 +1,87 @@
+"""MON, the guide's multiple-outbounds test case: one op's output is read by two others."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, cast
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
+
+__all__ = ["MultipleOutNodes", "Parts"]
+
+
+class Parts(Protocol):
+    """What a framework gives to build the block with: ``nn_modules.<framework>.parts``.
+
+    A tensor is the framework's own. A relu has a slope for negative inputs, as the guide's block:
+    0, or 2 on the branch that a convolution follows.
+    """
+
+    def input(self, shape: list[int]) -> Any:
+        """Add a graph input."""
+
+    def dwconv(self, x: Any) -> Any:
+        """Add a depthwise convolution."""
+
+    def relu(self, x: Any, negative_slope: float = 0.0) -> Any:
+        """Add a relu."""
+
+    def model(self, outputs: list[Any]) -> Any:
+        """Finish the model."""
+
+
+class MultipleOutNodes(BaseTestCase):
+    """A depthwise convolution whose output two relus read: with which of them does it fuse?
+
+    ``case1``: with none; ``case2``: with the one that another relu follows; ``case3``: with the one
+    that a convolution follows. The models of the cases have the relus of the block's branches.
+    """
+
+    name = "MON"
+    cases: Mapping[str, Sequence[str]] = {
+        "case1": ["relu_relu", "relu_dwconv", "dwconv"],
+        "case2": ["dwconv_relu_relu", "relu_dwconv"],
+        "case3": ["dwconv_relu", "dwconv", "relu_relu"],
+    }
+    true_case = "case1"
+    deps: ClassVar[dict[str, Any]] = {"BF_dwconv_relu": True}
+
+    def _model_block(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        x = parts.dwconv(x)
+        branch_1 = parts.relu(parts.relu(x))
+        branch_2 = parts.dwconv(parts.relu(x, negative_slope=2.0))
+        return self._finish(parts, branch_1, branch_2)
+
+    def _model_relu_relu(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        return self._finish(parts, parts.relu(parts.relu(x)))
+
+    def _model_relu_dwconv(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        return self._finish(parts, parts.dwconv(parts.relu(x, negative_slope=2.0)))
+
+    def _model_dwconv_relu(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        return self._finish(parts, parts.relu(parts.dwconv(x), negative_slope=2.0))
+
+    def _model_dwconv_relu_relu(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        return self._finish(parts, parts.relu(parts.relu(parts.dwconv(x))))
+
+    def _model_dwconv(self) -> tuple[Any, list[list[int]]]:
+        parts, x = self._start()
+        return self._finish(parts, parts.dwconv(x))
+
+    def _start(self) -> tuple[Parts, Any]:
+        module = importlib.import_module(f"nn_meter.builder.nn_modules.{self.implement}.parts")
+        parts = cast(Parts, module.Parts(kernel_size=self.kernel_size, padding=self.padding))
+        return parts, parts.input(self._shape)
+
+    def _finish(self, parts: Parts, *outputs: Any) -> tuple[Any, list[list[int]]]:
+        return parts.model(list(outputs)), [self._shape]
+
+    @property
+    def _shape(self) -> list[int]:
+        return list(self.input_shape or ())

@@ -1,0 +1,131 @@
+"""The contract of a test case, as the guide has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.nn_modules.frameworks import layout_of
+from nn_meter.errors import DetectionError, OperatorError
+from nn_meter.latency import Latency
+
+__all__ = ["BaseTestCase", "TestModels"]
+
+TestModels = dict[str, dict[str, Any]]
+"""Model name -> ``{"model", "shapes"}``; "model" is a framework's model, or the path of its file."""
+
+
+class BaseTestCase:
+    """A question about one block: into which kernels does the runtime cut it?
+
+    Derive from it, give ``name``, ``cases`` and ``_model_block``, and a ``_model_<op>`` for each op in
+    ``cases`` that is no operator's name.
+
+    Args:
+        config: All keys of ``ruletest_config.yaml``, those of the user's own included.
+
+    Attributes:
+        name: Name of the rule; its models are saved as ``<name>_<model>``.
+        cases: The ways in which the block may be cut: case -> the ops whose latencies add up to it.
+        true_case: The case that is meant when another rule's ``deps`` ask for True.
+        deps: Rules that must have come out so before this one means anything.
+        input_shape: Without the batch dimension; None: from HW and CIN.
+        latency: Filled by ``load_latency``: of the block, of each op, and of each case.
+    """
+
+    name: str = ""
+    cases: Mapping[str, Sequence[str]] = {}
+    true_case: str = ""
+    deps: ClassVar[Mapping[str, Any]] = {}
+    input_shape: list[int] | None = None
+
+    def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
+        self._kwargs = kwargs
+        self.config: dict[str, Any] = dict(config)
+        self.latency: dict[str, Latency] = {}
+        self.load_config()
+
+    def load_config(self) -> None:
+        """Load what is used of the configuration: shapes, kernel size, padding, where models go."""
+        config = self.config
+        self.implement = str(config.get("IMPLEMENT", "tensorflow"))
+        if not self.input_shape:
+            spatial, channels = [config["HW"], config["HW"]], [config["CIN"]]
+            last = layout_of(self.implement) == "channels_last"
+            self.input_shape = spatial + channels if last else channels + spatial
+        self.kernel_size = config["KERNEL_SIZE"]
+        self.cout = config["COUT"]
+        self.padding = config["PADDING"]
+        self.model_dir = str(Path(config["MODEL_DIR"]) / "models")
+
+    # --- models ----------------------------------------------------------------------------------
+
+    def generate_testcase(self) -> TestModels:
+        """Build the block and every op that ``cases`` names.
+
+        Raises:
+            OperatorError: A model cannot be built; names which, and why.
+        """
+        models: TestModels = {"block": self._build("block")}
+        for ops in self.cases.values():
+            for op in ops:
+                if op not in models:
+                    models[op] = self._build(op)
+        return models
+
+    def save_testcase(self) -> TestModels:
+        """Build the models and save them as ``<name>_<model>``; gives their paths and shapes."""
+        return {
+            op: build.save_model(
+                self.implement,
+                built["model"],
+                built["shapes"],
+                Path(self.model_dir) / f"{self.name}_{op}",
+            )
+            for op, built in self.generate_testcase().items()
+        }
+
+    def _build(self, op: str) -> dict[str, Any]:
+        build.seed_weights(self.implement, self.name, op)
+        method = getattr(self, f"_model_{op}", None)
+        try:
+            model, shapes = (
+                method() if method is not None else build.operator_model(op, self.input_shape or (), self.config)
+            )
+        except Exception as exc:
+            raise OperatorError(
+                f"{self.name}: the model {op!r} cannot be built: {type(exc).__name__}: {exc}"
+            ) from exc
+        return {"model": model, "shapes": [list(shape) for shape in shapes]}
+
+    def _model_block(self) -> tuple[Any, list[list[int]]]:
+        """The block in question: a model of the framework, and the shapes of its inputs."""
+        raise NotImplementedError(f"{type(self).__name__} does not define _model_block")
+
+    # --- latencies -------------------------------------------------------------------------------
+
+    def load_latency(self, testcase: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load latencies from the test case's entry in profiled results, and add up each case."""
+        self.latency["block"] = _latency(testcase, "block")
+        for case, ops in self.cases.items():
+            for op in ops:
+                self.latency[op] = _latency(testcase, op)
+            self.latency[case] = sum((self.latency[op] for op in ops), Latency())
+
+    def test(self) -> Any:
+        """Decide by the latencies that were loaded: the case whose sum is nearest to the block."""
+        block = self.latency["block"].avg
+        order = [self.true_case, *(case for case in self.cases if case != self.true_case)]
+        known = [case for case in order if case in self.cases]
+        return min(known, key=lambda case: abs(self.latency[case].avg - block))
+
+
+def _latency(testcase: Mapping[str, Mapping[str, Any]], model: str) -> Latency:
+    entry = testcase.get(model)
+    if entry is None:
+        raise DetectionError(f"the model {model!r} is missing; generate the test case again")
+    if entry.get("latency") is None:
+        raise DetectionError(f"the model {model!r} has no latency")
+    return Latency(entry["latency"])
