@@ -17,8 +17,8 @@
     ├── WorkerError                  8   the process in which a runtime runs
     │   ├── WorkerCrashedError
     │   └── TimeLimitError
-    ├── ResultFileError              9   a JSON file or dict of test cases or results; the sample store
-    └── DetectionError              10   results from which no rules can be made
+    ├── ResultFileError              9   a JSON file or dict of test cases or results; the sample
+    store └── DetectionError              10   results from which no rules can be made
 
 Every error that a user can cause is one of these. Its message says what was wrong, where, and what
 to do. A foreign exception is chained to the error that it became (``raise … from exc``).

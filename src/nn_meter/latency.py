@@ -5,6 +5,7 @@ This module imports nothing of nn-Meter but its errors, and is safe to use in an
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,14 +48,7 @@ class Latency:
             if match is None:
                 raise ResultFileError(f'"{avg[:80]}" is no latency; write "avg +- std" in ms')
             avg, std = float(match[1]), float(match[2] or 0.0)
-        elif isinstance(avg, bool) or not isinstance(avg, int | float):
-            try:
-                avg = float(avg.__float__())  # numpy scalars
-            except AttributeError:
-                raise ResultFileError(
-                    f'{avg!r} is no latency; give a number of ms or "avg +- std"'
-                ) from None
-        values = float(avg), float(std)
+        values = _number(avg), _number(std)
         if not all(math.isfinite(v) and v >= 0 for v in values):
             raise ResultFileError(
                 f"a latency of {values[0]} +- {values[1]} ms cannot be: both must be finite "
@@ -101,6 +95,14 @@ class Latency:
 
     def __hash__(self) -> int:
         return hash((self.avg, self.std))
+
+
+def _number(value: Any) -> float:
+    """A number of Python's or numpy's as a float; nothing else, not even True."""
+    if not isinstance(value, str | bool):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            return float(value)
+    raise ResultFileError(f'{str(value)[:80]} is no latency; give a number of ms or "avg +- std"')
 
 
 class ProfiledResults(Mapping[str, Any]):

@@ -92,10 +92,11 @@ def compare_outputs(
 
 
 def _error(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    difference = np.abs(np.subtract(found["values"], expected["values"]))
-    if not np.all(np.isfinite(difference)):
+    # The scale is of all values, so it also tells of a NaN that the sample does not hold.
+    got, want = ([sample["scale"], *sample["values"]] for sample in (found, expected))
+    if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
         return math.inf
-    return float(difference.max(initial=0.0)) / max(float(expected["scale"]), 1e-6)
+    return float(np.abs(np.subtract(got, want)).max()) / max(float(expected["scale"]), 1e-6)
 
 
 def _indices(size: int) -> npt.NDArray[np.int64]:

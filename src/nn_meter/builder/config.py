@@ -77,7 +77,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     try:
-        data = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derived from SafeLoader
+        data = yaml.load(text, Loader=_StrictLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         # ValueError: dates such as 2022-99-99, which YAML's safe types cannot hold
         raise ConfigError(f"{path}: is no valid YAML: {exc}") from exc
@@ -154,8 +154,8 @@ def validate(cls: type[S], data: Mapping[str, Any], source: str) -> S:
     for key in data:
         if key not in known and (meant := _misspelt(key, known)):
             raise ConfigError(
-                f"{source}: unknown key {key}; did you mean {meant}? (A key of your own must differ "
-                "from every known key by more than two letters.)"
+                f"{source}: unknown key {key}; did you mean {meant}? "
+                "(A key of your own must differ from every known key by more than two letters.)"
             )
     try:
         return cls.model_validate(dict(data))
@@ -174,7 +174,8 @@ def _refusal(
         return f"{source}: {key}: {error['msg']}, but found {found!r}"
     if error["type"] == "value_error":
         return f"{source}: {key}: {error['ctx']['error']}"
-    return f"{source}: {key} must be {extra['allowed']}, but found {'nothing' if found is None else repr(found)}"
+    shown = "nothing" if found is None else repr(found)
+    return f"{source}: {key} must be {extra['allowed']}, but found {shown}"
 
 
 def _key(default: Any, comment: str, allowed: str, **bounds: Any) -> Any:
@@ -269,13 +270,11 @@ class RuletestConfig(Settings):
     )
     EVIDENCE: Literal["auto", "graph", "latency", "formula"] = _key(
         "auto",
-        "What a verdict rests on: auto (the best that there is), graph (what the runtime executed), "
-        "latency (a controlled experiment) or formula (the inequality above).",
+        "What a verdict rests on: auto (the best that there is), graph (what the runtime "
+        "executed), latency (a controlled experiment) or formula (the inequality above).",
         "auto, graph, latency or formula",
     )
-    BASIC_TESTCASES: Annotated[
-        list[str] | Literal["all"], BeforeValidator(_no_entries)
-    ] = _key(
+    BASIC_TESTCASES: Annotated[list[str] | Literal["all"], BeforeValidator(_no_entries)] = _key(
         default_testcases(),
         "Pairs of operators to test, joined by _; or: all (every ordered pair that can be built).",
         "a list of pairs like conv_relu, or: all",
@@ -298,9 +297,7 @@ class RuletestConfig(Settings):
         }
 
     @classmethod
-    def load(
-        cls, path: Path, *, operators: Collection[str], testcases: Collection[str]
-    ) -> Self:
+    def load(cls, path: Path, *, operators: Collection[str], testcases: Collection[str]) -> Self:
         """Read ``ruletest_config.yaml``.
 
         Args:

@@ -6,8 +6,8 @@
       workspace.json                     which platform it was made for; the format's version
       configs/ruletest_config.yaml       what is asked
       configs/backend_config.yaml        where and how it is measured
-      fusion_rule_test/models/           model files, and beside them .info/ with what is known of each
-      fusion_rule_test/converted/        what backends made of them, by backend and content
+      fusion_rule_test/models/           model files, and beside them .info/ with what is known of
+      each fusion_rule_test/converted/        what backends made of them, by backend and content
       fusion_rule_test/results/          the latest run; a folder per backend; samples.db
 """
 
@@ -242,8 +242,9 @@ def open_workspace(path: Path | str) -> Workspace:
     ruletest = folder / "configs" / "ruletest_config.yaml"
     if not ruletest.is_file():
         raise WorkspaceError(
-            f"{folder}: there is no workspace here (no configs/ruletest_config.yaml); make one with "
-            f"'nn-meter create --onnxruntime-workspace {path}' or another --…-workspace"
+            f"{folder}: there is no workspace here (no configs/ruletest_config.yaml); "
+            f"make one with 'nn-meter create --onnxruntime-workspace {path}' "
+            "or another --…-workspace"
         )
     backend = folder / "configs" / "backend_config.yaml"
     return Workspace(
@@ -270,7 +271,8 @@ def _platform(mark: Path) -> str:
     version = data.get("version")
     if not isinstance(version, int) or version > _VERSION:
         raise WorkspaceError(
-            f"{mark}: the workspace has the format {version!r}; this nn-Meter knows up to {_VERSION}"
+            f"{mark}: the workspace has the format {version!r}; "
+            f"this nn-Meter knows up to {_VERSION}"
         )
     return str(data.get("platform", ""))
 

@@ -1,7 +1,7 @@
 """WHERE models run: the contract of a backend, and a folder per runtime, alike inside.
 
-Who lives here: `base` (contract and values), `interface` (finding and connecting a backend, making a
-workspace for one), `worker` (the process in which a runtime runs), and per runtime `backend` (the
+Who lives here: `base` (contract and values), `interface` (finding and connecting a backend, making
+a workspace for one), `worker` (the process in which a runtime runs), and per runtime `backend` (the
 only module that imports it) and `settings` (its keys of ``backend_config.yaml``).
 """
 

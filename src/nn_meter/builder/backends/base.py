@@ -147,7 +147,7 @@ class Session(Protocol):
     """A model loaded in a runtime, ready to run; inputs are filled already."""
 
     def time(self, n: int) -> Samples:
-        """Run ``n`` times. Returns int64 nanoseconds, shape ``(n,)``, by the runtime's best clock."""
+        """Run ``n`` times; gives int64 ns, shape ``(n,)``, by the best clock that there is."""
 
     def outputs(self, feeds: Sequence[Array]) -> list[Array]:
         """Run once on the given inputs, batch included, in the order of the model's inputs."""

@@ -47,7 +47,9 @@ class Platform:
     template: Mapping[str, Any]
 
 
-def _platform(name: str, *backends: str, settings: str, implement: str, **template: Any) -> Platform:
+def _platform(
+    name: str, *backends: str, settings: str, implement: str, **template: Any
+) -> Platform:
     return Platform(
         name=name,
         backends=backends,

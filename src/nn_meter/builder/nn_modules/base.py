@@ -28,9 +28,7 @@ class BaseOperator:
     implement: ClassVar[str] = ""
     """The framework of a built-in operator. A user's operator is told by ``IMPLEMENT``."""
 
-    def __init__(
-        self, input_shape: Sequence[Any], config: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, input_shape: Sequence[Any], config: Mapping[str, Any] | None = None) -> None:
         self.input_shape: list[Any] = copy.deepcopy(list(input_shape))
         self.config: dict[str, Any] = copy.deepcopy(dict(config or {}))
 

@@ -1,8 +1,8 @@
 """What is known of a model file: what it was built from, and what it computes.
 
-Beside the models of a workspace lies ``.info/<model name>.json`` with the key that a model was built
-from, the hash of its content, the shapes of its inputs and a sample of its outputs. It speaks of a
-model only as long as the content is what it was.
+Beside the models of a workspace lies ``.info/<model name>.json`` with the key that a model was
+built from, the hash of its content, the shapes of its inputs and a sample of its outputs. It speaks
+of a model only as long as the content is what it was.
 """
 
 from __future__ import annotations

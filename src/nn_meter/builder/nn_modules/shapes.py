@@ -14,6 +14,8 @@ from nn_meter.builder.nn_modules.base import BaseOperator
 from nn_meter.errors import OddSizeError, ShapeError
 
 __all__ = [
+    "FC",
+    "SE",
     "Add",
     "AvgPool",
     "BatchNorm",
@@ -21,7 +23,6 @@ __all__ = [
     "Conv",
     "ConvTrans",
     "DwConv",
-    "FC",
     "Flatten",
     "GlobalAvgPool",
     "Hswish",
@@ -29,7 +30,6 @@ __all__ = [
     "Relu",
     "Relu6",
     "Reshape",
-    "SE",
     "Sigmoid",
     "Split",
     "conv_output",
@@ -152,6 +152,8 @@ class _Shaped(BaseOperator):
 
 
 class Conv(_Shaped):
+    """A 2-D convolution to ``COUT`` channels."""
+
     @property
     def stride(self) -> int:
         return int(self.config["STRIDES"])
@@ -171,12 +173,16 @@ class Conv(_Shaped):
 
 
 class DwConv(Conv):
+    """A depthwise convolution: as many channels out as in."""
+
     @property
     def cout(self) -> int:
         return self.channels
 
 
 class ConvTrans(Conv):
+    """A transposed convolution to ``COUT`` channels."""
+
     def get_output_shape(self) -> list[int]:
         return self.shaped(
             [
@@ -193,22 +199,27 @@ class _Pool(DwConv):
         return int(self.config.get("POOL_STRIDES", self.config.get("STRIDES", 1)))
 
 
-class MaxPool(_Pool): ...
+class MaxPool(_Pool):
+    """Max pooling."""
 
 
-class AvgPool(_Pool): ...
+class AvgPool(_Pool):
+    """Average pooling; padding does not count."""
 
 
 class GlobalAvgPool(_Shaped):
+    """The average over height and width; gives a 1-D tensor."""
+
     def get_output_shape(self) -> list[int]:
         return [self.channels]
 
 
-class BatchNorm(_Shaped): ...
+class BatchNorm(_Shaped):
+    """Batch normalization."""
 
 
 class SE(_Shaped):
-    """Squeeze and excite: a quarter of the channels between the two convolutions, as MobileNetV3."""
+    """Squeeze and excite; a quarter of the channels between its convolutions, as MobileNetV3."""
 
     @property
     def squeezed(self) -> int:
@@ -236,16 +247,20 @@ class _Elementwise(_Shaped):
     ranks = (1, 3)
 
 
-class Relu(_Elementwise): ...
+class Relu(_Elementwise):
+    """max(x, 0)."""
 
 
-class Relu6(_Elementwise): ...
+class Relu6(_Elementwise):
+    """min(max(x, 0), 6)."""
 
 
-class Sigmoid(_Elementwise): ...
+class Sigmoid(_Elementwise):
+    """1 / (1 + exp(-x))."""
 
 
-class Hswish(_Elementwise): ...
+class Hswish(_Elementwise):
+    """x * relu6(x + 3) / 6."""
 
 
 class Reshape(_Shaped):
@@ -287,7 +302,8 @@ class _TwoInputs(_Shaped):
         return True
 
 
-class Add(_TwoInputs): ...
+class Add(_TwoInputs):
+    """The sum of two tensors."""
 
 
 class Concat(_TwoInputs):
@@ -298,6 +314,8 @@ class Concat(_TwoInputs):
 
 
 class Flatten(_Shaped):
+    """All axes in one."""
+
     def get_output_shape(self) -> list[int]:
         return [math.prod(int(size) for size in self.input_shape)]
 

@@ -15,7 +15,7 @@ from nn_meter.builder.profiling.process import Worker
 from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, NNMeterError
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "greet"]
 
 _CONNECT_LIMIT_S = 120.0
 
@@ -59,9 +59,7 @@ class Connection:
             if facts["environment"]
             else unknown_environment(self.name, backend.configs)
         )
-        self.environment = replace(
-            environment, options={**environment.options, **(options or {})}
-        )
+        self.environment = replace(environment, options={**environment.options, **(options or {})})
         self.sessions: bool = facts["sessions"]
         self.own_file_method: bool = facts["own_file_method"]
 
@@ -89,11 +87,33 @@ class Connection:
             yield worker
 
     def _caller(self) -> Caller:
-        if self.spec is None:
-            return _Here(self._backend)
-        return Worker(
-            HANDLER,
-            python=self.spec.configs.get("PYTHON") or None,
-            setup=("connect", {"spec": self.spec.to_json()}),
-            what=self.spec.name,
-        )
+        return _caller(self._backend)
+
+
+def greet(backend: BaseBackend) -> str:
+    """Check that a backend's runtime and device are there, in a process of its own.
+
+    Returns:
+        Its greeting.
+
+    Raises:
+        BackendError: What is missing, and how to get it.
+    """
+    caller = _caller(backend)
+    try:
+        return str(caller.call("test_connection", _CONNECT_LIMIT_S))
+    finally:
+        if isinstance(caller, Worker):
+            caller.stop()
+
+
+def _caller(backend: BaseBackend) -> Caller:
+    spec = spec_of(backend)
+    if spec is None:
+        return _Here(backend)
+    return Worker(
+        HANDLER,
+        python=spec.configs.get("PYTHON") or None,
+        setup=("connect", {"spec": spec.to_json()}),
+        what=spec.name,
+    )

@@ -183,7 +183,7 @@ def measure_metrics(
     store.add_round(store.load(campaign), testcase, list(visits))
 
 
-class _failing:  # noqa: N801 - reads as a statement: with _failing(model)
+class _failing:
     """Turn an error of ours in the block into a ModelFailedError of the model."""
 
     def __init__(self, model: Model) -> None:

@@ -1,7 +1,7 @@
 """What to measure next.
 
-A plan is asked again and again, each time with the samples so far, until it says that it is done. So
-a plan may decide by what was measured; profiling runs it and does not know why it asks.
+A plan is asked again and again, each time with the samples so far, until it says that it is done.
+So a plan may decide by what was measured; profiling runs it and does not know why it asks.
 """
 
 from __future__ import annotations

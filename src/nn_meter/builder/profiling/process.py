@@ -139,7 +139,8 @@ class Worker:
 
     def _ask(self, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None
+        assert process.stdin is not None
         line = json.dumps({"op": op, **arguments}) + "\n"
         try:
             process.stdin.write(line.encode())

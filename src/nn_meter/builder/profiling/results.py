@@ -114,3 +114,14 @@ def write_errors(workspace: Workspace, lines: list[str]) -> Path:
     with atomic_write(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def measured_backend(rules: Path) -> str | None:
+    """The backend that a rule file's latest rules were found on; None: filled in by hand."""
+    environments = [
+        rule.get("environment")
+        for rule in read_json(rules, "fusion rules").values()
+        if isinstance(rule, dict)
+    ]
+    latest = environments[-1] if environments else None
+    return str(latest["backend"]) if isinstance(latest, dict) and "backend" in latest else None

@@ -114,14 +114,17 @@ class Store:
                     db.execute(statement)
                 db.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
-                raise ResultFileError(
-                    f"{self._path}: the sample store has version {version}; this nn-Meter knows "
-                    f"{_VERSION}; move it away to start a new one"
-                )
+                raise self._unknown(version)
             db.execute("COMMIT")
         except BaseException:
             db.execute("ROLLBACK")
             raise
+
+    def _unknown(self, version: int) -> ResultFileError:
+        return ResultFileError(
+            f"{self._path}: the sample store has version {version}; this nn-Meter knows "
+            f"{_VERSION}; move it away to start a new one"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -263,7 +266,7 @@ class Store:
         self, campaign: int, testcase: str, hashes: Mapping[str, str], column: str
     ) -> list[tuple[str, Any]]:
         rows = self._db.execute(
-            f"SELECT model, hash, {column} FROM visits JOIN rounds ON rounds.id = visits.round "  # noqa: S608
+            f"SELECT model, hash, {column} FROM visits JOIN rounds ON rounds.id = visits.round "
             "JOIN loads ON loads.id = rounds.load "
             f"WHERE rounds.testcase = ? AND loads.campaign = ? AND {column} IS NOT NULL "
             "ORDER BY rounds.id, position",

@@ -1,9 +1,9 @@
 """The child's end of a worker process: one handler, JSON lines on the standard streams.
 
 A request is one line ``{"op": name, …arguments}``, the answer one line ``{"ok": result}`` or
-``{"error": {"type", "message"}}``. What a runtime prints goes to standard error, whatever it does: the
-stream of answers is moved away from file descriptor 1 first. When the parent goes away the worker
-ends at once, even in the middle of its work.
+``{"error": {"type", "message"}}``. What a runtime prints goes to standard error, whatever it does:
+the stream of answers is moved away from file descriptor 1 first. When the parent goes away the
+worker ends at once, even in the middle of its work.
 
 This module needs the standard library only, and runs in other virtual environments too.
 """

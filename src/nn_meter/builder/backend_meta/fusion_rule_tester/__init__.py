@@ -1,9 +1,10 @@
 """WHAT FOLLOWS: test cases, and the rules that their measurements show.
 
-Who lives here: `testcase` (the contract `BaseTestCase`), `basic` and `mon` (the guide's test cases),
-`shapes` (which pairs can be built, and in which shapes), `build` (model files, on all cores), `find` (a
-test case by its name), `evidence` (what speaks for a verdict), `verdict` (plain values), `detect`
-(dependencies, verdicts, files), `interface` (`generate_testcases`, `detect_fusion_rule`).
+Who lives here: `testcase` (the contract `BaseTestCase`), `basic` and `mon` (the guide's test
+cases), `shapes` (which pairs can be built, and in which shapes), `build` (model files, on all
+cores), `find` (a test case by its name), `evidence` (what speaks for a verdict), `verdict` (plain
+values), `detect` (dependencies, verdicts), `interface` (`generate_testcases`,
+`detect_fusion_rule`, and the files they write).
 """
 
 from __future__ import annotations

@@ -48,6 +48,9 @@ class BasicFusion(BaseTestCase):
         return models
 
     def test(self) -> bool:
-        """The guide's inequality: ``T(op1) + T(op2) - T(block) > EPS_ALPHA * min(T(op1), T(op2))``."""
+        """The guide's inequality.
+
+        ``T(op1) + T(op2) - T(block) > EPS_ALPHA * min(T(op1), T(op2))``.
+        """
         ops = [self.latency[name].avg for name in self.cases[self.false_case]]
         return sum(ops) - self.latency["block"].avg > self.eps * min(ops)

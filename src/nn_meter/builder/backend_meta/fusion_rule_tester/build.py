@@ -309,9 +309,7 @@ def run_tasks(
         return found
     local = threading.local()
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(
-            ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1)))
-        )
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1))))
 
         def run(task: Task) -> dict[str, Any] | NNMeterError:
             if not hasattr(local, "worker"):

@@ -19,9 +19,7 @@ class Evidence(Protocol):
 
     name: str
 
-    def judge(
-        self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]
-    ) -> Verdict | None:
+    def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
         """Judge a test case by its entry in profiled results; None: it has nothing to go by."""
 
 
@@ -33,9 +31,7 @@ class Formula:
 
     name = "formula"
 
-    def judge(
-        self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]
-    ) -> Verdict | None:
+    def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
         """See ``Evidence.judge``."""
         missing = [name for name, entry in models.items() if entry.get("latency") is None]
         if missing:

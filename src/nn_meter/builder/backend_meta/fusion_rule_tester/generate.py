@@ -1,4 +1,4 @@
-"""From the configuration to model files: planning pairs, building what is new, linking what is not."""
+"""From the configuration to model files: plan pairs, build what is new, link what is not."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def generate(workspace: Workspace, progress: Progress) -> Generated:
     return found
 
 
-def _plan(
-    workspace: Workspace, config: Mapping[str, Any], found: Generated
-) -> dict[str, PairPlan]:
+def _plan(workspace: Workspace, config: Mapping[str, Any], found: Generated) -> dict[str, PairPlan]:
     asked = workspace.ruletest.BASIC_TESTCASES
     everything = isinstance(asked, str)
     if everything:
@@ -166,9 +164,7 @@ def _build(
         _collect_custom(workspace, name, record, key, outcomes.get(name), found)
 
 
-def _run(
-    tasks: Mapping[str, Task], progress: Progress
-) -> dict[str, dict[str, Any] | NNMeterError]:
+def _run(tasks: Mapping[str, Task], progress: Progress) -> dict[str, dict[str, Any] | NNMeterError]:
     count = [0]
 
     def done(name: str) -> None:

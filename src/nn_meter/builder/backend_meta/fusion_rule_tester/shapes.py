@@ -178,6 +178,6 @@ def _check_size(name: str, shape: Sequence[int]) -> None:
         raise ShapeError(f"the shape {list(shape)} at {name} is empty")
     if math.prod(shape) > _LARGEST:
         raise ShapeError(
-            f"the tensor {list(shape)} at {name} has more than {_LARGEST} values; make HW, CIN, COUT "
-            "or SHAPE_1D smaller"
+            f"the tensor {list(shape)} at {name} has more than {_LARGEST} values; "
+            "make HW, CIN, COUT or SHAPE_1D smaller"
         )

@@ -14,14 +14,14 @@ from nn_meter.latency import Latency
 __all__ = ["BaseTestCase", "TestModels"]
 
 TestModels = dict[str, dict[str, Any]]
-"""Model name -> ``{"model", "shapes"}``; "model" is a framework's model, or the path of its file."""
+"""Model name -> ``{"model", "shapes"}``; "model" is a framework's model, or its file's path."""
 
 
 class BaseTestCase:
     """A question about one block: into which kernels does the runtime cut it?
 
-    Derive from it, give ``name``, ``cases`` and ``_model_block``, and a ``_model_<op>`` for each op in
-    ``cases`` that is no operator's name.
+    Derive from it, give ``name``, ``cases`` and ``_model_block``, and a ``_model_<op>`` for each op
+    in ``cases`` that is no operator's name.
 
     Args:
         config: All keys of ``ruletest_config.yaml``, those of the user's own included.
@@ -92,7 +92,9 @@ class BaseTestCase:
         method = getattr(self, f"_model_{op}", None)
         try:
             model, shapes = (
-                method() if method is not None else build.operator_model(op, self.input_shape or (), self.config)
+                method()
+                if method is not None
+                else build.operator_model(op, self.input_shape or (), self.config)
             )
         except Exception as exc:
             raise OperatorError(

@@ -17,8 +17,8 @@ class Verdict:
 
     Attributes:
         obey: True or False; the name of a case; None: it cannot be told.
-        verdict: ``fused``, ``separate``, ``free``, ``undecided``, ``unsupported``, ``unmet``, or the
-            name of a case.
+        verdict: ``fused``, ``separate``, ``free``, ``undecided``, ``unsupported``, ``unmet``, or
+            the name of a case.
         evidence: What it rests on: ``graph``, ``latency``, ``formula``; empty: on nothing.
         reason: Why it cannot be told, if it cannot.
         latency: The latencies behind it, as ``"avg +- std"`` in ms.

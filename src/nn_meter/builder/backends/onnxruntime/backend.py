@@ -106,7 +106,7 @@ class OnnxRuntimeCPUBackend(SessionBackend):
                 str(converted_model), options, providers=["CPUExecutionProvider"]
             )
             return OnnxRuntimeSession(session, reference_inputs(shapes))
-        except Exception as exc:  # noqa: BLE001 - the runtime's own errors have no common class
+        except Exception as exc:
             raise ModelRejectedError(f"ONNX Runtime refuses the model: {exc}") from exc
 
     def test_connection(self) -> str:

@@ -17,7 +17,6 @@ from nn_meter.builder.nn_modules.base import BaseOperator
 from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
 from nn_meter.errors import OperatorError
 from nn_meter.reference import reference_inputs
-from nn_meter.reference import reference_inputs
 
 __all__ = [
     "Graph",
@@ -55,9 +54,7 @@ class Graph:
         self.shapes.append([int(size) for size in shape])
         return f"input_{len(self.shapes)}"
 
-    def op(
-        self, op_type: str, inputs: Sequence[str], n_outputs: int = 1, **attributes: Any
-    ) -> Any:
+    def op(self, op_type: str, inputs: Sequence[str], n_outputs: int = 1, **attributes: Any) -> Any:
         """Add a node.
 
         Args:
@@ -75,7 +72,9 @@ class Graph:
             for i in range(n_outputs)
         ]
         self._nodes.append(
-            helper.make_node(op_type, list(inputs), outputs, f"{op_type}_{self._count}", **attributes)
+            helper.make_node(
+                op_type, list(inputs), outputs, f"{op_type}_{self._count}", **attributes
+            )
         )
         return outputs[0] if n_outputs == 1 else outputs
 
@@ -136,7 +135,7 @@ class Graph:
 
 def seed_weights(seed: int) -> None:
     """Seed the weights of the graphs made from here on, each from the start."""
-    global _seed  # noqa: PLW0603 - as torch.manual_seed: the framework's seed is the process's
+    global _seed
     _seed = seed
 
 
@@ -155,9 +154,7 @@ def chain_model(operators: Sequence[BaseOperator]) -> tuple[onnx.ModelProto, lis
     return graph.model([flowing, *kept]), graph.shapes
 
 
-def save_model(
-    model: onnx.ModelProto, path: Path, shapes: Sequence[Sequence[int]]
-) -> list[Array]:
+def save_model(model: onnx.ModelProto, path: Path, shapes: Sequence[Sequence[int]]) -> list[Array]:
     """Write ``path``, an ``.onnx`` file; see ``frameworks.Framework.save_model``."""
     if not isinstance(model, onnx.ModelProto):
         raise OperatorError(f"an onnx model is an onnx.ModelProto, not a {type(model).__name__}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nn_meter.builder.nn_modules.onnx.models import Graph
 
 __all__ = [
+    "FC",
     "SE",
     "Add",
     "AvgPool",
@@ -26,7 +27,6 @@ __all__ = [
     "Conv",
     "ConvTrans",
     "DwConv",
-    "FC",
     "Flatten",
     "GlobalAvgPool",
     "Hswish",

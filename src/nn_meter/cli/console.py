@@ -1,0 +1,103 @@
+"""Printing, progress and logging of commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from nn_meter.progress import Progress
+
+__all__ = ["debug_option", "json_option", "log_to_stderr", "print_json", "progress_shown", "say"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_PLAIN_EVERY_S = 10.0
+
+
+def say(text: str) -> None:
+    """Print a line as the guide does: ``(nn-Meter) …``."""
+    click.echo(f"(nn-Meter) {text}")
+
+
+def print_json(data: Mapping[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def json_option(command: F) -> F:
+    """Add ``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+    )(command)
+
+
+def debug_option(command: F) -> F:
+    """Add ``--debug``, which ``main`` looks for."""
+    return click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+    )(command)
+
+
+class _Handler(logging.Handler):
+    """Prints warnings on standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = record.levelname.lower()
+        click.echo(f"(nn-Meter) {level}: {record.getMessage()}", err=True)
+
+
+def log_to_stderr() -> None:
+    """Show what nn-Meter logs from warnings upwards; once, however often it is called."""
+    logger = logging.getLogger("nn_meter")
+    if not any(isinstance(handler, _Handler) for handler in logger.handlers):
+        logger.addHandler(_Handler(logging.WARNING))
+        logger.propagate = False
+
+
+@contextmanager
+def progress_shown() -> Iterator[Progress]:
+    """Show progress on standard error: a bar with the time left on a terminal, else plain lines."""
+    if not sys.stderr.isatty():
+        yield _plain()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("{task.description:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[name]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int, name: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, name=name)
+            bar.update(tasks[stage], completed=done, total=total, name=name)
+
+        yield show
+
+
+def _plain() -> Progress:
+    """A line when a stage begins and ends, and every ten seconds between."""
+    shown: dict[str, float] = {}
+
+    def show(stage: str, done: int, total: int, name: str) -> None:
+        now = time.monotonic()
+        if stage not in shown or done == total or now - shown[stage] >= _PLAIN_EVERY_S:
+            shown[stage] = now
+            click.echo(f"(nn-Meter) {stage}: {done} of {total} {name}".rstrip(), err=True)
+
+    return show

@@ -1,0 +1,156 @@
+"""``nn-meter ruletest``: one step of the test at a time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
+from nn_meter.builder.profiling.results import measured_backend, read_testcases
+from nn_meter.cli import steps
+from nn_meter.cli.console import debug_option, json_option, log_to_stderr, print_json, say
+from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
+
+__all__ = ["ruletest"]
+
+_workspace_option = click.option(
+    "--workspace", metavar="PATH", default="./nn-meter-workspace", show_default=True
+)
+_testcases_option = click.option(
+    "--testcases", metavar="NAMES", help="Only these, e.g. conv_relu,add_relu."
+)
+
+
+@click.group(short_help="Do one step: generate, profile or detect.")
+def ruletest() -> None:
+    """Do one step of the fusion rule test."""
+
+
+@ruletest.command(short_help="Make the models of all test cases.")
+@_workspace_option
+@_testcases_option
+@json_option
+@debug_option
+def generate(workspace: str, testcases: str | None, as_json: bool) -> None:
+    """Make the models of all test cases that the workspace's configuration asks for."""
+    log_to_stderr()
+    start = time.monotonic()
+    opened = steps.workspace_for(workspace, testcases)
+    found = steps.generate(opened)
+    wall_s = time.monotonic() - start
+    if as_json:
+        print_json(
+            {
+                "workspace": str(opened.path),
+                "wall_s": round(wall_s, 3),
+                "testcases": list(found.testcases),
+                "refused": found.refused,
+            }
+        )
+        return
+    say(
+        f"{len(found.testcases)} test cases: {found.built} models built, {found.kept} kept from "
+        f"before; {wall_s:.1f} s"
+    )
+    for name, reason in found.refused.items():
+        click.echo(f"  {name} left out: {reason}")
+    print_files([opened.results_dir / "origin_testcases.json"])
+
+
+@ruletest.command(short_help="Measure the models on a backend.")
+@_workspace_option
+@click.option("--backend", metavar="NAME", help="Default: the one that the workspace is for.")
+@_testcases_option
+@click.option("--fresh", is_flag=True, help="Measure everything again.")
+@click.option("--retry-failed", is_flag=True, help="Try models again that failed before.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one operation on one model.",
+)
+@json_option
+@debug_option
+def profile(
+    workspace: str,
+    backend: str | None,
+    testcases: str | None,
+    fresh: bool,
+    retry_failed: bool,
+    time_limit: float,
+    as_json: bool,
+) -> None:
+    """Measure the models that 'ruletest generate' made. Interrupted, it goes on from there."""
+    log_to_stderr()
+    start = time.monotonic()
+    opened = steps.workspace_for(workspace, testcases)
+    name = backend or steps.default_backend(opened)
+    cases = read_testcases(opened.results_dir / "origin_testcases.json")
+    if testcases is not None:
+        cases = steps.only(cases, opened)
+    _, summary = steps.profile(
+        opened,
+        steps.connect(name, opened),
+        cases,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        time_threshold=time_limit,
+    )
+    wall_s = time.monotonic() - start
+    results = opened.results_dir / "profiled_results.json"
+    if as_json:
+        print_json(
+            {
+                "backend": name,
+                "workspace": str(opened.path),
+                "wall_s": round(wall_s, 3),
+                "environment": summary.environment,
+                "measured": len(summary.measured),
+                "kept": len(summary.kept),
+                "failed": {model: f.reason for model, f in summary.failed.items()},
+                "results": str(results),
+            }
+        )
+        return
+    say(
+        f"{summary.environment}: {len(summary.measured)} test cases measured, "
+        f"{len(summary.kept)} kept from before; {wall_s:.1f} s"
+    )
+    for model, failure in summary.failed.items():
+        click.echo(f"  {model}: {failure.kind}: {failure.reason}")
+    print_files([results])
+
+
+@ruletest.command(short_help="Detect the fusion rules.")
+@_workspace_option
+@click.option(
+    "--results",
+    metavar="FILE",
+    help="Profiled results. Default: results/profiled_results.json of the workspace.",
+)
+@json_option
+@debug_option
+def detect(workspace: str, results: str | None, as_json: bool) -> None:
+    """Detect the fusion rules from profiled results."""
+    log_to_stderr()
+    start = time.monotonic()
+    opened = steps.workspace_for(workspace, None)
+    source = Path(results) if results else opened.results_dir / "profiled_results.json"
+    profiled = read_testcases(source)
+    detected = detect_fusion_rule(profiled, opened)
+    wall_s = time.monotonic() - start
+    rules = opened.results_dir / "detected_fusion_rule.json"
+    backend = measured_backend(rules)
+    if as_json:
+        print_json(
+            verdicts_json(
+                detected, backend=backend, workspace=opened.path, wall_s=wall_s, refused={}
+            )
+        )
+        return
+    print_table(detected, profiled, title=backend or "latencies filled in by hand", refused={})
+    print_files([opened.results_dir / "detected_results.json", rules])

@@ -1,0 +1,109 @@
+"""``nn-meter run``: all steps with one command."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
+from nn_meter.builder.backends.interface import create_workspace
+from nn_meter.builder.profiling.connection import greet
+from nn_meter.cli import steps
+from nn_meter.cli.console import debug_option, json_option, log_to_stderr, print_json
+from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
+
+__all__ = ["run"]
+
+_FILES = (
+    "origin_testcases.json",
+    "profiled_results.json",
+    "detected_results.json",
+    "detected_fusion_rule.json",
+)
+
+
+@click.command(short_help="Do all steps and print which operators fuse.")
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="One of --list-backends. Default: the workspace's; of a new one, onnxruntime_cpu.",
+)
+@click.option(
+    "--workspace",
+    metavar="PATH",
+    default="./nn-meter-workspace",
+    show_default=True,
+    help="Created if it is not there.",
+)
+@click.option(
+    "--testcases",
+    metavar="NAMES",
+    help="Ask only these, e.g. conv_relu,add_relu. Default: what the configuration asks.",
+)
+@click.option("--fresh", is_flag=True, help="Measure everything again.")
+@click.option("--retry-failed", is_flag=True, help="Try models again that failed before.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For one operation on one model; then it is given up and the rest goes on.",
+)
+@json_option
+@debug_option
+def run(
+    backend: str | None,
+    workspace: str,
+    testcases: str | None,
+    fresh: bool,
+    retry_failed: bool,
+    time_limit: float,
+    as_json: bool,
+) -> None:
+    """Do all steps: make the models, measure them, decide which operators fuse.
+
+    Interrupted at any moment, the same command goes on from there.
+    """
+    log_to_stderr()
+    start = time.monotonic()
+    if not (Path(workspace) / "configs").exists():
+        create_workspace(workspace, backend=backend or "onnxruntime_cpu")
+    opened = steps.workspace_for(workspace, testcases)
+    name = backend or steps.default_backend(opened)
+    connected = steps.connect(name, opened)
+    greet(connected)  # a runtime that is not there is said before models are built
+    generated = steps.generate(opened)
+    profiled, summary = steps.profile(
+        opened,
+        connected,
+        generated.testcases,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        time_threshold=time_limit,
+    )
+    detected = detect_fusion_rule(profiled, opened)
+    wall_s = time.monotonic() - start
+    if as_json:
+        print_json(
+            verdicts_json(
+                detected,
+                backend=name,
+                workspace=opened.path,
+                wall_s=wall_s,
+                refused=generated.refused,
+            )
+        )
+        return
+    print_table(detected, profiled, title=summary.environment, refused=generated.refused)
+    print_files([opened.results_dir / file for file in _FILES])
+    if summary.failed:
+        click.echo(
+            f"{len(summary.failed)} models failed; see {opened.results_dir / 'profile_error.log'}"
+        )
+    click.echo(
+        f"{len(summary.measured)} test cases measured, {len(summary.kept)} kept from before; "
+        f"{wall_s:.1f} s, {summary.runtime_s:.1f} s of measured runs in the runtime"
+    )

@@ -1,0 +1,111 @@
+"""What `run` and `ruletest` share: workspaces with overrides, the backend to use, one step each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nn_meter import registry
+from nn_meter.builder.backend_meta.fusion_rule_tester.find import make_testcase
+from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
+from nn_meter.builder.backend_meta.fusion_rule_tester.interface import generate_testcases
+from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.backends.interface import PLATFORMS, connect_backend
+from nn_meter.builder.config import RuletestConfig
+from nn_meter.builder.profiling.interface import ProfileSummary, profile_models
+from nn_meter.builder.profiling.results import TestCases
+from nn_meter.builder.workspace import Workspace, open_workspace
+from nn_meter.cli.console import progress_shown
+from nn_meter.errors import ConfigError
+
+__all__ = ["connect", "default_backend", "generate", "only", "profile", "workspace_for"]
+
+
+def workspace_for(path: str, testcases: str | None) -> Workspace:
+    """Open a workspace; with ``testcases`` (names joined by commas) ask only those."""
+    workspace = open_workspace(path)
+    if testcases is None:
+        return workspace
+    names = [name.strip() for name in testcases.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--testcases: names none; give names like conv_relu,add_relu,MON")
+    others = list(dict.fromkeys(entry.name for entry in registry.entries("testcase")))
+    data = workspace.ruletest.as_dict() | {
+        "BASIC_TESTCASES": [name for name in names if name not in others],
+        "OTHER_TESTCASES": [name for name in names if name in others],
+    }
+    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
+    ruletest = RuletestConfig.from_dict(
+        data, source="--testcases", operators=operators, testcases=others
+    )
+    return replace(workspace, ruletest=ruletest)
+
+
+def default_backend(workspace: Workspace) -> str:
+    """The backend that a workspace was made for.
+
+    Raises:
+        ConfigError: The workspace does not say.
+    """
+    kind, _, name = workspace.platform.partition(":")
+    if kind == "customized" and name:
+        return name
+    if kind in PLATFORMS:
+        return PLATFORMS[kind].backends[0]
+    raise ConfigError(f"{workspace.path}: does not say which backend it is for; give --backend")
+
+
+def connect(name: str, workspace: Workspace) -> BaseBackend:
+    """Connect to a backend, and make sure that it takes the workspace's models.
+
+    Raises:
+        ConfigError: It does not take models of the workspace's IMPLEMENT.
+    """
+    backend = connect_backend(name, workspace)
+    implement = workspace.ruletest.IMPLEMENT
+    if backend.takes and implement not in backend.takes:
+        raise ConfigError(
+            f"{workspace.ruletest_file}: IMPLEMENT is {implement}, but {name} takes models of "
+            f"{' or '.join(backend.takes)}"
+        )
+    return backend
+
+
+def generate(workspace: Workspace) -> Generated:
+    """Make the models, with progress shown."""
+    found = Generated()
+    with progress_shown() as progress:
+        generate_testcases(workspace, progress=progress, summary=found)
+    return found
+
+
+def profile(
+    workspace: Workspace,
+    backend: BaseBackend,
+    testcases: TestCases | Path,
+    **options: Any,
+) -> tuple[TestCases, ProfileSummary]:
+    """Measure the models, with progress shown."""
+    summary = ProfileSummary()
+    with progress_shown() as progress:
+        profiled = profile_models(
+            backend, testcases, workspace=workspace, progress=progress, summary=summary, **options
+        )
+    return profiled, summary
+
+
+def only(cases: TestCases, workspace: Workspace) -> TestCases:
+    """Of generated test cases, those that a workspace's configuration asks for.
+
+    Raises:
+        ConfigError: One of them was not generated.
+    """
+    config = workspace.operator_config()
+    names = [f"BF_{name}" for name in workspace.ruletest.BASIC_TESTCASES] + [
+        make_testcase(registry.find("testcase", name, config["IMPLEMENT"]), config).name
+        for name in workspace.ruletest.OTHER_TESTCASES
+    ]
+    if missing := [name for name in names if name not in cases]:
+        raise ConfigError(f"{missing[0]} was not generated; run 'nn-meter ruletest generate' first")
+    return {name: cases[name] for name in names}

@@ -1,0 +1,99 @@
+"""Showing verdicts: the table that ends a run, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["print_files", "print_table", "verdicts_json"]
+
+_STYLES = {"fused": "green", "separate": "cyan"}
+_OPEN = ("undecided", "unsupported", "unmet")
+_FORMULA = (
+    "Evidence 'formula' is the guide's inequality on average latencies of whole models. Against "
+    "what runtimes really executed it was right in 26 to 68 % of cases: a hint, no proof."
+)
+
+
+def verdicts_json(
+    detected: Mapping[str, Mapping[str, Any]],
+    *,
+    backend: str | None,
+    workspace: Path,
+    wall_s: float,
+    refused: Mapping[str, str],
+) -> dict[str, Any]:
+    """What ``--json`` prints of verdicts."""
+    kept = ("obey", "verdict", "evidence", "reason")
+    data: dict[str, Any] = {
+        "backend": backend,
+        "workspace": str(workspace),
+        "wall_s": round(wall_s, 3),
+        "verdicts": {
+            name: {key: verdict[key] for key in kept if key in verdict}
+            for name, verdict in detected.items()
+        },
+    }
+    return {**data, "refused": dict(refused)} if refused else data
+
+
+def print_table(
+    detected: Mapping[str, Mapping[str, Any]],
+    profiled: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    *,
+    title: str,
+    refused: Mapping[str, str],
+) -> None:
+    """Print a table of verdicts with the latencies behind them, and what is left open and why."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("rule", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("evidence")
+    table.add_column("block, ms", justify="right", no_wrap=True)
+    table.add_column("ops, ms")
+    for name, verdict in detected.items():
+        word = str(verdict["verdict"])
+        models = profiled.get(name, {})
+        ops = [_ms(entry) for model, entry in models.items() if model != "block"]
+        table.add_row(
+            name,
+            f"[{style}]{word}[/]" if (style := _STYLES.get(word)) else word,
+            str(verdict["evidence"]),
+            _ms(models.get("block", {})),
+            "  ".join(ops),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 100))
+    console.print(table)
+    counts = Counter(str(verdict["verdict"]) for verdict in detected.values())
+    click.echo(", ".join(f"{count} {word}" for word, count in counts.most_common()))
+    for name, verdict in detected.items():
+        if verdict["verdict"] in _OPEN:
+            click.echo(f"  {name} {verdict['verdict']}: {verdict.get('reason', '')}")
+    for name, reason in refused.items():
+        click.echo(f"  {name} left out: {reason}")
+    if any(verdict["evidence"] == "formula" for verdict in detected.values()):
+        click.echo(_FORMULA)
+
+
+def _ms(entry: Mapping[str, Any]) -> str:
+    text = str(entry.get("latency") or "")
+    try:
+        return f"{float(text.partition(' ')[0]):.4g}"
+    except ValueError:
+        return "-"
+
+
+def print_files(files: list[Path]) -> None:
+    """Print the files that were written."""
+    click.echo("Written:")
+    for path in files:
+        click.echo(f"  {path}")
