@@ -46,15 +46,18 @@ def sample_outputs(outputs: Sequence[Array]) -> list[dict[str, Any]]:
     """Keep of each output its shape, its scale and up to 64 values from all over it.
 
     Returns:
-        JSON-able: ``{"shape", "scale", "values"}`` for each output; scale is the largest magnitude.
+        JSON-able: ``{"shape", "scale", "not_finite", "values"}`` for each output: scale is the
+            largest finite magnitude, not_finite counts NaN and infinity.
     """
     kept = []
     for output in outputs:
         flat = np.asarray(output, dtype=np.float64).ravel()
+        finite = np.isfinite(flat)
         kept.append(
             {
                 "shape": [int(size) for size in np.shape(output)],
-                "scale": float(np.abs(flat).max()) if flat.size else 0.0,
+                "scale": float(np.abs(flat[finite]).max(initial=0.0)),
+                "not_finite": int(flat.size - finite.sum()),
                 "values": [float(value) for value in flat[_indices(flat.size)]],
             }
         )
@@ -92,11 +95,22 @@ def compare_outputs(
 
 
 def _error(found: dict[str, Any], expected: dict[str, Any]) -> float:
-    # The scale is of all values, so it also tells of a NaN that the sample does not hold.
-    got, want = ([sample["scale"], *sample["values"]] for sample in (found, expected))
-    if not (np.all(np.isfinite(got)) and np.all(np.isfinite(want))):
+    """The largest difference as a share of the scale.
+
+    NaN stands for NaN, and infinity for infinity; how many there are of them counts, too, so that one
+    that the sample does not hold shows. The scale is of all values, and is compared as they are.
+    """
+    if found["not_finite"] != expected["not_finite"]:
         return math.inf
-    return float(np.abs(np.subtract(got, want)).max()) / max(float(expected["scale"]), 1e-6)
+    got, want = (
+        np.asarray([sample["scale"], *sample["values"]], dtype=np.float64)
+        for sample in (found, expected)
+    )
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    difference = np.abs(got[~same] - want[~same])
+    if not np.all(np.isfinite(difference)):
+        return math.inf
+    return float(difference.max(initial=0.0)) / max(float(expected["scale"]), 1e-6)
 
 
 def _indices(size: int) -> npt.NDArray[np.int64]:

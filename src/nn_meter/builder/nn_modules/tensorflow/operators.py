@@ -1,0 +1,248 @@
+"""The guide's operators as Keras layers, or as functions of tensors, one class each.
+
+Nothing here needs TensorFlow before ``get_model`` is called. Weights come from initializers without
+a seed of their own, so that two of a kind in one model differ, and ``models.seed_weights`` decides
+them all. None is trivial: a bias of 0, or a normalization that changes nothing, could be dropped
+by a converter, or broken by one, and nobody would see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from nn_meter.builder.nn_modules import shapes
+
+__all__ = [
+    "FC",
+    "SE",
+    "Add",
+    "AvgPool",
+    "BatchNorm",
+    "Concat",
+    "Conv",
+    "ConvTrans",
+    "DwConv",
+    "Flatten",
+    "GlobalAvgPool",
+    "Hswish",
+    "MaxPool",
+    "Relu",
+    "Relu6",
+    "Reshape",
+    "Sigmoid",
+    "Split",
+]
+
+Function = Callable[[Any], Any]
+"""From a tensor, or a list of two, to a tensor, or a list of them."""
+
+
+class _TensorFlow:
+    """What all operators here have in common."""
+
+    implement: ClassVar[str] = "tensorflow"
+    layout: ClassVar[shapes.Layout] = "channels_last"
+
+
+class Conv(_TensorFlow, shapes.Conv):
+    """2-D convolution with a bias."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Conv2D(
+            self.cout,
+            **_window(self),
+            kernel_initializer=_kernel("fan_in"),
+            bias_initializer=_bias(),
+        )
+
+
+class DwConv(_TensorFlow, shapes.DwConv):
+    """Depthwise 2-D convolution with a bias."""
+
+    def get_model(self) -> Any:
+        # Keras counts a depthwise kernel's fans the other way round: what it calls "out" goes in.
+        return _keras().layers.DepthwiseConv2D(
+            **_window(self), depthwise_initializer=_kernel("fan_out"), bias_initializer=_bias()
+        )
+
+
+class ConvTrans(_TensorFlow, shapes.ConvTrans):
+    """Transposed 2-D convolution with a bias: Keras' layer around ``tf.nn.conv2d_transpose``."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Conv2DTranspose(
+            self.cout,
+            **_window(self),
+            kernel_initializer=_kernel("fan_out"),
+            bias_initializer=_bias(),
+        )
+
+
+class BatchNorm(_TensorFlow, shapes.BatchNorm):
+    """Batch normalization with the statistics of training kept."""
+
+    def get_model(self) -> Any:
+        names = ("gamma", "beta", "moving_mean", "moving_variance")
+        return _keras().layers.BatchNormalization(
+            **{f"{name}_initializer": _between(0.5, 1.5) for name in names}
+        )
+
+
+class MaxPool(_TensorFlow, shapes.MaxPool):
+    """Max pooling."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.MaxPool2D(self.kernel_size, self.stride, self.padding)
+
+
+class AvgPool(_TensorFlow, shapes.AvgPool):
+    """Average pooling; padding does not count."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.AveragePooling2D(self.kernel_size, self.stride, self.padding)
+
+
+class GlobalAvgPool(_TensorFlow, shapes.GlobalAvgPool):
+    """Average over height and width; gives a 1-D tensor."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.GlobalAveragePooling2D()
+
+
+class SE(_TensorFlow, shapes.SE):
+    """Squeeze and excite with a hard sigmoid, as in MobileNetV3 (Howard et al., 2019)."""
+
+    def get_model(self) -> Function:
+        tf, layers = _tensorflow(), _keras().layers
+
+        def conv(cout: int) -> Any:
+            return layers.Conv2D(
+                cout, 1, kernel_initializer=_kernel("fan_in"), bias_initializer=_bias()
+            )
+
+        pool, relu = layers.GlobalAveragePooling2D(keepdims=True), layers.ReLU()
+        squeeze, excite = conv(self.squeezed), conv(self.channels)
+
+        def func(inputs: Any) -> Any:
+            gate = excite(relu(squeeze(pool(inputs))))
+            return inputs * (tf.nn.relu6(gate + 3.0) / 6.0)
+
+        return func
+
+
+class FC(_TensorFlow, shapes.FC):
+    """Fully connected layer over the last axis."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Dense(
+            self.cout, kernel_initializer=_kernel("fan_in"), bias_initializer=_bias()
+        )
+
+
+class Relu(_TensorFlow, shapes.Relu):
+    """max(x, 0)."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.ReLU()
+
+
+class Relu6(_TensorFlow, shapes.Relu6):
+    """min(max(x, 0), 6)."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.relu6(inputs)
+
+
+class Sigmoid(_TensorFlow, shapes.Sigmoid):
+    """1 / (1 + exp(-x))."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.sigmoid(inputs)
+
+
+class Hswish(_TensorFlow, shapes.Hswish):
+    """x * relu6(x + 3) / 6."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: inputs * tf.nn.relu6(inputs + 3.0) / 6.0
+
+
+class Reshape(_TensorFlow, shapes.Reshape):
+    """New sizes, the data in its place."""
+
+    def get_model(self) -> Function:
+        tf, shape = _tensorflow(), [1, *self.get_output_shape()]
+        return lambda inputs: tf.reshape(inputs, shape)
+
+
+class Add(_TensorFlow, shapes.Add):
+    """Elementwise sum of two tensors.
+
+    Keras' own layer takes the second operand for a bias where only one of its axes is longer than
+    1, as in a 1-D tensor of batch 1, and reshapes it: there would be two operators to measure.
+    """
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.add(*inputs)
+
+
+class Concat(_TensorFlow, shapes.Concat):
+    """Two tensors joined along the channels."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Concatenate()
+
+
+class Flatten(_TensorFlow, shapes.Flatten):
+    """All axes in one."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Flatten()
+
+
+class Split(_TensorFlow, shapes.Split):
+    """Two halves of the channels."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.split(inputs, 2, axis=-1)
+
+
+def _window(operator: shapes.Conv) -> dict[str, Any]:
+    """Kernel, strides and padding of a convolution as Keras' arguments."""
+    return {
+        "kernel_size": operator.kernel_size,
+        "strides": operator.stride,
+        "padding": operator.padding,
+    }
+
+
+def _kernel(fan: str) -> Any:
+    """Random weights that keep the scale of the data: deviation ``fan ** -0.5``."""
+    return _keras().initializers.VarianceScaling(mode=fan)
+
+
+def _bias() -> Any:
+    """Small random numbers, none of them 0."""
+    return _between(0.05, 0.5)
+
+
+def _between(low: float, high: float) -> Any:
+    return _keras().initializers.RandomUniform(low, high)
+
+
+def _keras() -> Any:
+    from nn_meter.builder.nn_modules.tensorflow import library
+
+    return library.keras
+
+
+def _tensorflow() -> Any:
+    from nn_meter.builder.nn_modules.tensorflow import library
+
+    return library.tf
