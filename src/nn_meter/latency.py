@@ -81,17 +81,17 @@ class Latency:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Latency) and (self.avg, self.std) == (other.avg, other.std)
 
-    def __lt__(self, other: Latency) -> bool:
-        return self.avg < other.avg
+    def __lt__(self, other: object) -> bool:
+        return self.avg < other.avg if isinstance(other, Latency) else NotImplemented
 
-    def __le__(self, other: Latency) -> bool:
-        return self.avg <= other.avg
+    def __le__(self, other: object) -> bool:
+        return self.avg <= other.avg if isinstance(other, Latency) else NotImplemented
 
-    def __gt__(self, other: Latency) -> bool:
-        return self.avg > other.avg
+    def __gt__(self, other: object) -> bool:
+        return self.avg > other.avg if isinstance(other, Latency) else NotImplemented
 
-    def __ge__(self, other: Latency) -> bool:
-        return self.avg >= other.avg
+    def __ge__(self, other: object) -> bool:
+        return self.avg >= other.avg if isinstance(other, Latency) else NotImplemented
 
     def __hash__(self) -> int:
         return hash((self.avg, self.std))

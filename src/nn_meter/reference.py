@@ -97,8 +97,9 @@ def compare_outputs(
 def _error(found: dict[str, Any], expected: dict[str, Any]) -> float:
     """The largest difference as a share of the scale.
 
-    NaN stands for NaN, and infinity for infinity; how many there are of them counts, too, so that one
-    that the sample does not hold shows. The scale is of all values, and is compared as they are.
+    NaN stands for NaN, and infinity for infinity; how many there are of them counts, too, so that
+    one that the sample does not hold shows. The scale is of all values, and is compared as they
+    are.
     """
     if found["not_finite"] != expected["not_finite"]:
         return math.inf

@@ -37,7 +37,8 @@ def evaluate(model: onnx.ModelProto, feeds: Sequence[Array]) -> list[Array]:
         nodes.setdefault(node.op_type, []).append(node)
     quick = [op for op in _QUICK if all(map(_is_plain, nodes.get(op.__name__, [])))]
     evaluator = ReferenceEvaluator(model, new_ops=quick)
-    outputs = evaluator.run(None, dict(zip(evaluator.input_names, feeds, strict=True)))
+    with np.errstate(all="ignore"):  # NaN and infinity are values like others here
+        outputs = evaluator.run(None, dict(zip(evaluator.input_names, feeds, strict=True)))
     return [np.asarray(output) for output in outputs]
 
 

@@ -1,0 +1,71 @@
+"""Modules that torch lacks, and weights in which nothing is 0 or 1 by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Crop", "SqueezeExcite", "randomize"]
+
+
+class Crop(nn.Module):  # type: ignore[misc]
+    """Cuts rows and columns off.
+
+    Args:
+        before: How many at the top and at the left.
+        after: How many at the bottom and at the right.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.kept = slice(before, -after if after else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :, self.kept, self.kept]
+
+
+class SqueezeExcite(nn.Module):  # type: ignore[misc]
+    """Squeeze and excite with a hard sigmoid, as in MobileNetV3 (Howard et al., 2019).
+
+    Args:
+        channels: Channels that come and go.
+        squeezed: Channels between the two convolutions.
+    """
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            randomize(nn.Conv2d(channels, squeezed, 1)),
+            nn.ReLU(),
+            randomize(nn.Conv2d(squeezed, channels, 1)),
+            nn.Hardsigmoid(),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gate(x)
+
+
+def randomize(layer: Any) -> Any:
+    """Give a layer a bias in which nothing is near 0; to a batch normalization all it has.
+
+    Weights of convolutions are random already. Biases and means are within ±[0.05, 0.5), scales and
+    variances within [0.5, 1.5).
+
+    Returns:
+        The layer.
+    """
+    with torch.no_grad():
+        _away_from_zero(layer.bias)
+        if isinstance(layer, nn.BatchNorm2d):
+            _away_from_zero(layer.running_mean)
+            layer.weight.uniform_(0.5, 1.5)
+            layer.running_var.uniform_(0.5, 1.5)
+    return layer
+
+
+def _away_from_zero(values: torch.Tensor) -> None:
+    signs = torch.randint(0, 2, values.shape) * 2 - 1
+    values.uniform_(0.05, 0.5).mul_(signs)

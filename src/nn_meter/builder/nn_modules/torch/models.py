@@ -1,0 +1,207 @@
+"""torch models: how one is made of operators, saved and run."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+
+from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
+from nn_meter.builder.nn_modules.onnx.models import run_model
+from nn_meter.errors import NotInstalledError, OperatorError
+from nn_meter.reference import compare_outputs, reference_inputs, sample_outputs
+
+try:
+    import torch
+    from torch import nn
+except ModuleNotFoundError as exc:
+    raise NotInstalledError.for_extra("torch", "torch") from exc
+
+from nn_meter.builder.nn_modules.torch.exporting import EXPORTERS
+
+__all__ = [
+    "Chain",
+    "chain_model",
+    "output_shape",
+    "run_model",
+    "save_model",
+    "seed_weights",
+    "version",
+]
+
+
+class Chain(nn.Module):  # type: ignore[misc]
+    """Operators one after the other. It takes the graph's inputs, in their order.
+
+    Args:
+        operators: Each takes what the one before it gives; see ``frameworks.Framework``.
+    """
+
+    def __init__(self, operators: Sequence[BaseOperator]) -> None:
+        super().__init__()
+        self.steps: list[tuple[Callable[..., Any], bool]] = []
+        for number, operator in enumerate(operators, start=1):
+            step = operator.get_model()
+            self.steps.append((step, operator.get_is_two_inputs()))
+            if isinstance(step, nn.Module):
+                self.add_module(f"{type(operator).__name__.lower()}_{number}", step)
+
+    def forward(self, flowing: torch.Tensor, *others: torch.Tensor) -> Any:
+        waiting, kept = list(others), []
+        for step, is_two_inputs in self.steps:
+            outputs = step([flowing, waiting.pop(0)] if is_two_inputs else flowing)
+            flowing, *rest = outputs if isinstance(outputs, list | tuple) else [outputs]
+            kept += rest
+        return (flowing, *kept) if kept else flowing
+
+
+def seed_weights(seed: int) -> None:
+    """Seed torch's random numbers, and with them the weights of the layers made from here on."""
+    torch.manual_seed(seed)
+
+
+def chain_model(operators: Sequence[BaseOperator]) -> tuple[nn.Module, list[list[int]]]:
+    """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
+    first = operators[0]
+    taken = [first, *(operator for operator in operators if operator.get_is_two_inputs())]
+    shapes = [[int(size) for size in operator.input_shape] for operator in taken]
+    return Chain(operators), shapes
+
+
+def save_model(
+    model: nn.Module, path: Path, shapes: Sequence[Sequence[int]]
+) -> list[npt.NDArray[Any]]:
+    """Write ``path``, an ``.onnx`` file, of a module that takes tensors and gives tensors.
+
+    The module is put into evaluation mode. The file holds the graph as the module states it:
+    nothing is fused, nothing left out but what is constant. That it computes what the module
+    computes is checked before it is written.
+
+    Returns:
+        What the module gives on the reference inputs.
+
+    Raises:
+        OperatorError: It is no module, it does not run on these shapes, or neither of torch's
+            exporters makes an ONNX model of it that does the same.
+    """
+    if not isinstance(model, nn.Module):
+        raise OperatorError(f"a torch model is a torch.nn.Module, not a {type(model).__name__}")
+    feeds = reference_inputs(shapes)
+    inputs = tuple(torch.from_numpy(feed) for feed in feeds)
+    expected = _run(model, inputs)
+    refusals = []
+    failure = None
+    for name, export in EXPORTERS.items():
+        try:
+            exported = export(model, inputs, len(expected))
+            found = evaluate(exported, feeds)
+        except Exception as exc:  # noqa: BLE001 - torch's, onnx's, the user's own; raised below
+            failure = exc
+            refusals.append(f"{name}: {_reason(exc)}")
+            continue
+        if difference := _difference(found, expected):
+            refusals.append(f"{name}: the exported model is another: {difference}")
+            continue
+        _write(exported, path)
+        return expected
+    raise OperatorError(
+        f"{path.name}: {type(model).__name__} cannot be saved as ONNX. " + "; ".join(refusals)
+    ) from failure
+
+
+def output_shape(operator: BaseOperator) -> list[int]:
+    """Shape of an operator's first output, by running the operator alone."""
+    model, shapes = chain_model([operator])
+    inputs = tuple(torch.from_numpy(feed) for feed in reference_inputs(shapes))
+    return [int(size) for size in _run(model, inputs)[0].shape[1:]]
+
+
+def version() -> str:
+    """Name and version."""
+    return f"torch {torch.__version__}"
+
+
+def _run(model: nn.Module, inputs: Sequence[torch.Tensor]) -> list[npt.NDArray[Any]]:
+    """Run a module once, in evaluation mode, and flatten its outputs."""
+    model.eval()
+    try:
+        with torch.no_grad(), _settled(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            outputs = list(_tensors(model(*inputs)))
+    except OperatorError:
+        raise
+    except Exception as exc:
+        shapes = ", ".join(str(list(tensor.shape[1:])) for tensor in inputs)
+        raise OperatorError(
+            f"{type(model).__name__} does not run on {shapes}: {_reason(exc)}"
+        ) from exc
+    if not outputs:
+        raise OperatorError(f"{type(model).__name__} gives no output")
+    return [output.detach().numpy() for output in outputs]
+
+
+@contextmanager
+def _settled(model: nn.Module) -> Iterator[None]:
+    """Put layers that a model runs, but does not own, into evaluation mode, their weights fixed.
+
+    A function that an operator returns may hold such a layer; the exporters take a weight that
+    nobody owns for a constant, if it is not to be trained.
+    """
+    own = set(model.modules())
+
+    def settle(module: nn.Module, _: Any) -> None:
+        if module not in own:
+            module.eval().requires_grad_(False)
+
+    hook = nn.modules.module.register_module_forward_pre_hook(settle)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _difference(
+    found: Sequence[npt.NDArray[Any]], expected: Sequence[npt.NDArray[Any]]
+) -> str | None:
+    """What differs, output by output: an exporter keeps their order."""
+    if len(found) != len(expected):
+        return f"it has {len(found)} outputs instead of {len(expected)}"
+    for got, want in zip(found, expected, strict=True):
+        if difference := compare_outputs(sample_outputs([got]), sample_outputs([want])):
+            return difference
+    return None
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    else:
+        raise OperatorError(
+            f"a torch model gives tensors, or lists or tuples of them, not a {type(value).__name__}"
+        )
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(model.SerializeToString(deterministic=True))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _reason(exc: BaseException) -> str:
+    """The first line of what went wrong first."""
+    while exc.__cause__:
+        exc = exc.__cause__
+    return f"{type(exc).__name__}: {str(exc).strip()}".splitlines()[0]
