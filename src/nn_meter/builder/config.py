@@ -7,8 +7,10 @@ one and writing a template all come from that. Keys of the user's own are kept.
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import math
+import reprlib
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from itertools import product
@@ -66,6 +68,18 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+# What PyYAML lets out, besides its own, where a text cannot be of the type that its form or its tag
+# says: dates such as 2022-99-99, "!!bool maybe".
+_NO_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    RecursionError,
+)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping with text keys.
 
@@ -78,9 +92,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     try:
         data = yaml.load(text, Loader=_StrictLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
-        # ValueError: dates such as 2022-99-99, which YAML's safe types cannot hold
-        raise ConfigError(f"{path}: is no valid YAML: {exc}") from exc
+    except _NO_YAML as exc:
+        raise ConfigError(f"{path}: is no valid YAML: {' '.join(str(exc).split())}") from exc
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -158,24 +171,57 @@ def validate(cls: type[S], data: Mapping[str, Any], source: str) -> S:
                 "(A key of your own must differ from every known key by more than two letters.)"
             )
     try:
-        return cls.model_validate(dict(data))
+        settings = cls.model_validate(dict(data))
     except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        key = str(first["loc"][0]) if first["loc"] else "?"
-        raise ConfigError(_refusal(cls, source, key, data.get(key), first)) from exc
+        raise ConfigError(f"{source}: {_refusal(cls, data, exc)}") from exc
+    for key, value in data.items():
+        if key not in known and not _is_plain({key: value}):
+            raise ConfigError(
+                f"{source}: {key} must be text, numbers, true, false, or lists and mappings of "
+                f"these, but found {_shown(value)}; put a date in quotes"
+            )
+    return settings
 
 
-def _refusal(
-    cls: type[Settings], source: str, key: str, found: Any, error: Mapping[str, Any]
-) -> str:
+def _refusal(cls: type[Settings], data: Mapping[str, Any], error: ValidationError) -> str:
+    """What a validation found, in our words: the first of it."""
+    details = error.errors(include_url=False, include_input=False)
+    first = details[0]
+    key = str(first["loc"][0]) if first["loc"] else "?"
+    found = data.get(key)
     field = cls.model_fields.get(key)
     extra = field.json_schema_extra if field is not None else None
     if not isinstance(extra, dict):
-        return f"{source}: {key}: {error['msg']}, but found {found!r}"
-    if error["type"] == "value_error":
-        return f"{source}: {key}: {error['ctx']['error']}"
-    shown = "nothing" if found is None else repr(found)
-    return f"{source}: {key} must be {extra['allowed']}, but found {shown}"
+        return f"{key}: {first['msg']}, but found {_shown(found)}"
+    hint = ""
+    if isinstance(found, str):
+        expected = [d["ctx"]["expected"] for d in details if d["type"] == "literal_error"]
+        hint = suggestion(found, [word for text in expected for word in text.split("'")[1::2]])
+    return f"{key} must be {extra['allowed']}, but found {_shown(found)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is shown in a message: not more of it than one cares to read."""
+    if value is None:
+        return "nothing"
+    try:
+        return _REPR.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"  # Python does not write it out
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON carries a value as it is to the process that builds or measures."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()  # half of a surrogate pair is no text
+        return bool(json.loads(text) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _key(default: Any, comment: str, allowed: str, **bounds: Any) -> Any:
@@ -191,7 +237,7 @@ def _lower(value: Any) -> Any:
 def _number(value: Any) -> Any:
     """Let 1 stand for 1.0; keep bool out."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**63 else str(value)[:80]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # no float then: refused as such
     return value
@@ -325,7 +371,7 @@ class RuletestConfig(Settings):
         config = validate(cls, _rename_alpha(dict(data), source), source)
         basic = config.BASIC_TESTCASES
         if not isinstance(basic, str):
-            basic = [_pair(source, name, operators) for name in dict.fromkeys(basic)]
+            basic = list(dict.fromkeys(_pair(source, name, operators) for name in basic))
         for key, names, known in (
             ("OTHER_TESTCASES", config.OTHER_TESTCASES, testcases),
             ("LAYERS_1D", config.LAYERS_1D, operators),

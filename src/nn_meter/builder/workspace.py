@@ -6,8 +6,8 @@
       workspace.json                     which platform it was made for; the format's version
       configs/ruletest_config.yaml       what is asked
       configs/backend_config.yaml        where and how it is measured
-      fusion_rule_test/models/           model files, and beside them .info/ with what is known of
-      each fusion_rule_test/converted/        what backends made of them, by backend and content
+      fusion_rule_test/models/           model files; in .info/ what is known of each
+      fusion_rule_test/converted/        what backends made of them, by backend and content
       fusion_rule_test/results/          the latest run; a folder per backend; samples.db
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -176,7 +177,9 @@ class Workspace:
             lock = FileLock(path, timeout=0, is_singleton=True)
             lock.acquire()
         except Timeout as exc:
-            name = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+            name = "unknown"
+            with contextlib.suppress(OSError, ValueError):
+                name = holder.read_text(encoding="utf-8")
             raise WorkspaceError(
                 f"{self.path}: another run (process {name}) is using this workspace; wait for it, "
                 "or use another workspace"
@@ -212,9 +215,10 @@ def create_workspace(
     Raises:
         WorkspaceError: There is something at that path already, or it cannot be written.
     """
-    target = Path(path).expanduser().absolute()
+    target = _folder(path)
     try:
-        occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
+        there = target.exists()
+        occupied = there and (not target.is_dir() or any(target.iterdir()))
     except OSError as exc:
         raise WorkspaceError(f"{target}: cannot be read: {exc.strerror or exc}") from exc
     if occupied:
@@ -224,11 +228,24 @@ def create_workspace(
             "or remove it"
         )
     files = {"ruletest_config.yaml": ruletest_config, "backend_config.yaml": backend_config}
-    for name, text in files.items():
-        with atomic_write(target / "configs" / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    write_json(target / _MARK, {"version": _VERSION, "platform": platform})
+    try:
+        for name, text in files.items():
+            with atomic_write(target / "configs" / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        write_json(target / _MARK, {"version": _VERSION, "platform": platform})
+    except BaseException:  # what is left of it would be taken for a workspace
+        shutil.rmtree(target / "configs" if there else target, ignore_errors=True)
+        raise
     return target
+
+
+def _folder(path: Path | str) -> Path:
+    try:
+        if "\0" in str(path):
+            raise ValueError("it holds a NUL")
+        return Path(path).expanduser().absolute()
+    except (RuntimeError, ValueError) as exc:  # RuntimeError: ~nobody
+        raise WorkspaceError(f"{path!r} is no path of a workspace: {exc}") from exc
 
 
 def open_workspace(path: Path | str) -> Workspace:
@@ -238,9 +255,13 @@ def open_workspace(path: Path | str) -> Workspace:
         WorkspaceError: There is no workspace at that path.
         ConfigError: One of its files is bad.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = _folder(path)
     ruletest = folder / "configs" / "ruletest_config.yaml"
-    if not ruletest.is_file():
+    try:
+        there = ruletest.is_file()
+    except OSError as exc:
+        raise WorkspaceError(f"{folder}: cannot be read: {exc.strerror or exc}") from exc
+    if not there:
         raise WorkspaceError(
             f"{folder}: there is no workspace here (no configs/ruletest_config.yaml); "
             f"make one with 'nn-meter create --onnxruntime-workspace {path}' "

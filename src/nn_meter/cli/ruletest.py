@@ -140,7 +140,7 @@ def detect(workspace: str, results: str | None, as_json: bool) -> None:
     start = time.monotonic()
     opened = steps.workspace_for(workspace, None)
     source = Path(results) if results else opened.results_dir / "profiled_results.json"
-    profiled = read_testcases(source)
+    profiled = read_testcases(source, latency_only=True)
     detected = detect_fusion_rule(profiled, opened)
     wall_s = time.monotonic() - start
     rules = opened.results_dir / "detected_fusion_rule.json"

@@ -9,9 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from nn_meter import registry
-from nn_meter.builder import config as settings_files
 from nn_meter.builder.backends.base import BaseBackend
-from nn_meter.builder.config import BackendSettings, RuletestConfig, render_template
+from nn_meter.builder.config import (
+    BackendSettings,
+    RuletestConfig,
+    Settings,
+    read_yaml,
+    render_template,
+    validate,
+)
 from nn_meter.builder.workspace import Workspace, builder_config
 from nn_meter.builder.workspace import create_workspace as _create
 from nn_meter.errors import BackendError, ConfigError, NNMeterError, RegistrationError
@@ -157,11 +163,18 @@ def backend_spec(backend_name: str, workspace: Workspace) -> BackendSpec:
     except RegistrationError as exc:
         raise BackendError(str(exc)) from exc
     platform = platform_of(backend_name)
-    configs = dict(workspace.backend_config)
+    configs, source = workspace.backend_config, str(workspace.backend_file)
     if platform is not None:
         module, _, name = platform.settings.partition(":")
         cls: type[BackendSettings] = getattr(importlib.import_module(module), name)
-        configs = settings_files.validate(cls, configs, str(workspace.backend_file)).as_dict()
+        configs = validate(cls, configs, source).as_dict()
+    else:
+        # a user's backend has keys of its own, except for those that measuring reads itself
+        ours: dict[str, Any] = {
+            key: configs[key] for key in ("PYTHON", "RUNS", "WARMUPS") if key in configs
+        }
+        validate(BackendSettings, ours, source)
+        configs = validate(Settings, configs, source).as_dict()
     return BackendSpec(entry=entry, configs=configs)
 
 
@@ -227,7 +240,7 @@ def _create_customized(path: Path | str, backend: str) -> Path:
     text = f"# Keys of the backend {backend}.\n"
     if entry.default_config_file:
         default = Path(entry.default_config_file)
-        settings_files.read_yaml(default)
+        read_yaml(default)
         try:
             text = default.read_text(encoding="utf-8")
         except OSError as exc:

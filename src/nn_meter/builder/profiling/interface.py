@@ -21,7 +21,7 @@ from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases, read_testcases
 from nn_meter.builder.profiling.store import Failure, Store
 from nn_meter.builder.workspace import Workspace, builder_config
-from nn_meter.errors import ConfigError, NNMeterError, ResultFileError
+from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileError
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, silent
 
@@ -166,6 +166,11 @@ def profile_models(
         Connection(backend, _settings(workspace)) as connection,
         Store(workspace.store_file) as store,
     ):
+        if connection.sessions and set(metrics) != {"latency"}:
+            raise BackendError(
+                f"metrics: {connection.name} measures latency, and nothing else; found "
+                f"{', '.join(metrics)}"
+            )
         summary.environment = str(connection.environment)
         number = store.environment(connection.name, connection.environment)
         run = _Run(

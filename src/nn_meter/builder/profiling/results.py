@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,17 @@ TestCases = dict[str, dict[str, dict[str, Any]]]
 ENVIRONMENT_FILE = "environment.json"
 
 
-def read_testcases(source: Mapping[str, Any] | str | Path) -> TestCases:
-    """Take a dict of test cases, or read the JSON file that holds one. Gives a copy.
+def read_testcases(
+    source: Mapping[str, Any] | str | Path, *, latency_only: bool = False
+) -> TestCases:
+    """Take a dict of test cases, or read the JSON file that holds one.
+
+    Args:
+        source: The dict, which is left as it is, or the path.
+        latency_only: Models need no path and no shapes: only their latencies are asked for.
+
+    Returns:
+        A copy in plain values, latencies as ``"avg +- std"``.
 
     Raises:
         ResultFileError: It is not of the guide's form; the message names test case and model.
@@ -37,33 +47,44 @@ def read_testcases(source: Mapping[str, Any] | str | Path) -> TestCases:
         raise ResultFileError(
             f"test cases are a dict or the path of a JSON file, not a {type(source).__name__}"
         )
+    found: TestCases = {}
     for testcase, models in source.items():
         if not isinstance(models, Mapping) or not models:
             raise ResultFileError(f"{where}: {testcase}: should hold a dict of models")
+        found[str(testcase)] = {}
         for name, model in models.items():
             try:
-                _check_model(model)
+                found[str(testcase)][str(name)] = _read_model(model, latency_only=latency_only)
             except NNMeterError as exc:
                 raise ResultFileError(f"{where}: {testcase}: {name}: {exc}") from exc
-    return copy.deepcopy({str(name): dict(models) for name, models in source.items()})
+    return found
 
 
-def _check_model(model: Any) -> None:
+def _read_model(model: Any, *, latency_only: bool) -> dict[str, Any]:
+    """A model's entry as plain values; keys of others are kept."""
     if not isinstance(model, Mapping):
         raise ResultFileError("should be a dict with model, shapes and latency")
-    if not isinstance(model.get("model"), str | Path):
-        raise ResultFileError(f'"model" should be a path, but found {model.get("model")!r}')
-    shapes = model.get("shapes")
-    if not isinstance(shapes, list | tuple) or not shapes or not all(map(_is_shape, shapes)):
+    found = copy.deepcopy(dict(model))
+    if found.get("latency") is not None:
+        found["latency"] = str(Latency(found["latency"]))
+    if latency_only:
+        return found
+    path, shapes = found.get("model"), found.get("shapes")
+    if not isinstance(path, str | Path):
+        raise ResultFileError(f'"model" should be a path, but found {path!r}')
+    if not isinstance(shapes, list | tuple) or not shapes:
         raise ResultFileError(f'"shapes" should be a list of lists of sizes, but found {shapes!r}')
-    if model.get("latency") is not None:
-        Latency(model["latency"])
+    return {**found, "model": str(path), "shapes": [_read_shape(shape) for shape in shapes]}
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, list | tuple) and all(
-        isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in shape
-    )
+def _read_shape(shape: Any) -> list[int]:
+    try:
+        sizes = [operator.index(size) for size in shape]
+    except TypeError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ResultFileError(f'"shapes" should be a list of lists of sizes, but holds {shape!r}')
+    return sizes
 
 
 def results_folder(workspace: Workspace, backend: str, environment: Environment) -> Path:

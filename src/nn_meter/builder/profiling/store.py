@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -97,34 +97,23 @@ class Store:
                 self._db.close()
                 raise
         except (sqlite3.Error, OSError) as exc:
-            raise ResultFileError(
-                f"{path}: the sample store cannot be used: {exc}; move it away to start a new one"
-            ) from exc
+            raise self._unusable(exc) from exc
 
     def _prepare(self) -> None:
-        db = self._db
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = db.execute("PRAGMA user_version").fetchone()
+        self._rows("PRAGMA journal_mode = WAL")
+        self._rows("PRAGMA synchronous = NORMAL")
+        self._rows("PRAGMA foreign_keys = ON")
+        with self._transaction():
+            ((version,),) = self._rows("PRAGMA user_version")
             if version == 0:
                 for statement in _SCHEMA.split(";"):
-                    db.execute(statement)
-                db.execute(f"PRAGMA user_version = {_VERSION}")
+                    self._rows(statement)
+                self._rows(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
-                raise self._unknown(version)
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
-
-    def _unknown(self, version: int) -> ResultFileError:
-        return ResultFileError(
-            f"{self._path}: the sample store has version {version}; this nn-Meter knows "
-            f"{_VERSION}; move it away to start a new one"
-        )
+                raise ResultFileError(
+                    f"{self._path}: the sample store has version {version}; this nn-Meter knows "
+                    f"{_VERSION}; move it away to start a new one"
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -140,14 +129,16 @@ class Store:
 
     def environment(self, backend: str, environment: Environment) -> int:
         """The number of an environment; a new one is written down."""
-        self._db.execute(
+        self._rows(
             "INSERT OR IGNORE INTO environments (key, backend, data) VALUES (?, ?, ?)",
-            (environment.key, backend, json.dumps(environment.to_json(), default=str)),
+            environment.key,
+            backend,
+            json.dumps(environment.to_json(), default=str),
         )
-        row = self._db.execute(
-            "SELECT id FROM environments WHERE key = ? AND backend = ?", (environment.key, backend)
-        ).fetchone()
-        return int(row[0])
+        ((number,),) = self._rows(
+            "SELECT id FROM environments WHERE key = ? AND backend = ?", environment.key, backend
+        )
+        return int(number)
 
     def campaign(self, environment: int, *, fresh: bool = False) -> int:
         """The campaign to go on with: the latest in this environment, or a new one.
@@ -156,11 +147,11 @@ class Store:
             environment: Number of the environment.
             fresh: Start a new one, so that everything is measured again; nothing is deleted.
         """
-        row = self._db.execute(
-            "SELECT max(id) FROM campaigns WHERE environment = ?", (environment,)
-        ).fetchone()
-        if row[0] is not None and not fresh:
-            return int(row[0])
+        ((latest,),) = self._rows(
+            "SELECT max(id) FROM campaigns WHERE environment = ?", environment
+        )
+        if latest is not None and not fresh:
+            return int(latest)
         return self._insert(
             "INSERT INTO campaigns (environment, started) VALUES (?, ?)", environment, time.time()
         )
@@ -184,9 +175,7 @@ class Store:
             testcase: Name of the test case.
             visits: Model, hash of its file, and samples (int64 ns) or metrics, in order.
         """
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             number = self._insert(
                 "INSERT INTO rounds (load, testcase) VALUES (?, ?)", load, testcase
             )
@@ -196,45 +185,68 @@ class Store:
                     samples = np.ascontiguousarray(found, dtype="<i8").tobytes()
                 else:
                     metrics = json.dumps(dict(found))
-                db.execute(
+                self._insert(
                     "INSERT INTO visits VALUES (?, ?, ?, ?, ?, ?)",
-                    (number, position, model, digest, samples, metrics),
+                    *(number, position, model, digest, samples, metrics),
                 )
-            db.execute("COMMIT")
-        except BaseException:
-            db.execute("ROLLBACK")
-            raise
 
     def add_failure(
         self, campaign: int, testcase: str, model: str, digest: str, failure: Failure
     ) -> None:
         """Write down why a model has no latency."""
-        self._db.execute(
+        self._insert(
             "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
-            (campaign, testcase, model, digest, failure.kind, failure.reason),
+            *(campaign, testcase, model, digest, failure.kind, failure.reason),
         )
 
     def forget_failures(self, campaign: int) -> None:
         """Let failed models be tried again."""
-        self._db.execute("DELETE FROM failures WHERE campaign = ?", (campaign,))
+        self._rows("DELETE FROM failures WHERE campaign = ?", campaign)
 
     def add_check(self, environment: int, digest: str, finding: str | None) -> None:
         """Write down how a converted model compared with its source: None, or what differs."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", (environment, digest, finding)
-        )
+        self._insert("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", environment, digest, finding)
 
     def add_reported(self, environment: int, testcase: str, latencies: Mapping[str, str]) -> None:
-        """Write down the latencies of a test case as they stand in a result."""
-        self._db.executemany(
-            "INSERT OR IGNORE INTO reported VALUES (?, ?, ?, ?)",
-            [(testcase, model, text, environment) for model, text in latencies.items()],
-        )
+        """Write down the latencies of a test case as they stand in a result, the latest last."""
+        with self._transaction():
+            for model, text in latencies.items():
+                self._insert(
+                    "INSERT OR REPLACE INTO reported VALUES (?, ?, ?, ?)",
+                    *(testcase, model, text, environment),
+                )
+
+    # --- statements ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Write all of the block, or nothing of it."""
+        self._rows("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._rows("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # not after a COMMIT that Ctrl-C came right behind
+                self._rows("ROLLBACK")
+            raise
+
+    def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as exc:
+            raise self._unusable(exc) from exc
 
     def _insert(self, statement: str, *values: Any) -> int:
-        number = self._db.execute(statement, values).lastrowid
-        assert number is not None
-        return number
+        try:
+            return self._db.execute(statement, values).lastrowid or 0
+        except sqlite3.Error as exc:
+            raise self._unusable(exc) from exc
+
+    def _unusable(self, exc: Exception) -> ResultFileError:
+        return ResultFileError(
+            f"{self._path}: the sample store cannot be used: {exc}; unless the disk is full or "
+            "read-only, move it away to start a new one"
+        )
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -265,12 +277,12 @@ class Store:
     def _visits(
         self, campaign: int, testcase: str, hashes: Mapping[str, str], column: str
     ) -> list[tuple[str, Any]]:
-        rows = self._db.execute(
+        rows = self._rows(
             f"SELECT model, hash, {column} FROM visits JOIN rounds ON rounds.id = visits.round "
             "JOIN loads ON loads.id = rounds.load "
             f"WHERE rounds.testcase = ? AND loads.campaign = ? AND {column} IS NOT NULL "
             "ORDER BY rounds.id, position",
-            (testcase, campaign),
+            *(testcase, campaign),
         )
         return [(model, data) for model, digest, data in rows if hashes.get(model) == digest]
 
@@ -278,9 +290,9 @@ class Store:
         self, campaign: int, testcase: str, hashes: Mapping[str, str]
     ) -> dict[str, Failure]:
         """Failures of a test case's models, as they are now."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT model, hash, kind, reason FROM failures WHERE campaign = ? AND testcase = ?",
-            (campaign, testcase),
+            *(campaign, testcase),
         )
         return {
             model: Failure(kind=kind, reason=reason)
@@ -290,22 +302,23 @@ class Store:
 
     def checked(self, environment: int, digest: str) -> bool:
         """Whether a model's conversion was compared with its source, and found equal."""
-        row = self._db.execute(
-            "SELECT finding FROM checks WHERE environment = ? AND hash = ?", (environment, digest)
-        ).fetchone()
-        return row is not None and row[0] is None
+        rows = self._rows(
+            "SELECT finding FROM checks WHERE environment = ? AND hash = ?", environment, digest
+        )
+        return rows == [(None,)]
 
     def provenance(self, testcase: str, model: str, latency: str) -> Provenance | None:
         """Where a latency was measured; None: not here, so somebody filled it in."""
-        row = self._db.execute(
+        rows = self._rows(
             "SELECT backend, data, key FROM reported JOIN environments "
             "ON environments.id = reported.environment "
             "WHERE testcase = ? AND model = ? AND latency = ? ORDER BY reported.rowid DESC LIMIT 1",
-            (testcase, model, latency),
-        ).fetchone()
-        if row is None:
+            *(testcase, model, latency),
+        )
+        if not rows:
             return None
-        return Provenance(backend=row[0], environment=json.loads(row[1]), key=row[2])
+        ((backend, data, key),) = rows
+        return Provenance(backend=backend, environment=json.loads(data), key=key)
 
 
 def read_provenance(

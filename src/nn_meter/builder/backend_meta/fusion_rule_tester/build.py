@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 HANDLER = f"{__name__}:BuildJobs"
+TIME_LIMIT_S = 600.0  # for one test case; a framework that is loaded anew is a few seconds of it
 _DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel"),
     "torch": ("torch",),
@@ -272,7 +273,9 @@ def plans_elsewhere(
 ) -> list[PairPlan | NNMeterError]:
     """``plan_pair`` of many, in a worker process."""
     with Worker(HANDLER, what="planning test cases") as worker:
-        answers = worker.call("plan_pairs", pairs=[list(p) for p in pairs], config=dict(config))
+        answers = worker.call(
+            "plan_pairs", TIME_LIMIT_S, pairs=[list(p) for p in pairs], config=dict(config)
+        )
     found: list[PairPlan | NNMeterError] = []
     for answer in answers:
         if "error" in answer:
@@ -316,7 +319,7 @@ def run_tasks(
                 local.worker = stack.enter_context(Worker(HANDLER, what="building a model"))
             operation, arguments = task
             try:
-                answer: dict[str, Any] = local.worker.call(operation, **arguments)
+                answer: dict[str, Any] = local.worker.call(operation, TIME_LIMIT_S, **arguments)
             except NNMeterError as exc:
                 return exc
             return answer

@@ -70,7 +70,7 @@ def _unmet(
     for given, expected in case.deps.items():
         dep = canonical(given, config)
         if dep not in found and dep not in earlier:
-            return f"it depends on {dep}, which was not tested"
+            return f"it depends on {dep}, which was not tested; test it first, or in the same run"
         obey = found[dep].obey if dep in found else earlier[dep]
         wanted = expected
         if expected is True and isinstance(obey, str):

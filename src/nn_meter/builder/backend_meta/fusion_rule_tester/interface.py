@@ -82,7 +82,7 @@ def detect_fusion_rule(
     """
     workspace = workspace or builder_config.workspace
     evidence = chosen_evidence(workspace.ruletest.EVIDENCE)
-    profiled = read_testcases(profiled_results)
+    profiled = read_testcases(profiled_results, latency_only=True)
     if not any(
         model.get("latency") is not None or model.get("error")
         for case in profiled.values()
