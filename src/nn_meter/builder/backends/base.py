@@ -76,12 +76,14 @@ class Environment:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``Environment(**data)`` reads them back."""
-        return {**asdict(self), "options": dict(self.options)}
+        text = json.dumps({**asdict(self), "options": dict(self.options)}, default=str)
+        plain: dict[str, Any] = json.loads(text, parse_constant=str)
+        return plain
 
     @property
     def key(self) -> str:
         """A short name of the environment: 12 hexadecimal digits."""
-        text = json.dumps(self.to_json(), sort_keys=True, default=str)
+        text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
@@ -263,6 +265,11 @@ class BaseBackend:
         Raises:
             BackendError: The class names no profiler or no parser.
         """
+        return self._profiled(converted_model, metrics, **kwargs)
+
+    def _profiled(
+        self, converted_model: str, metrics: Sequence[str], **kwargs: Any
+    ) -> ProfiledResults:
         if self.profiler is None or self.parser is None:
             raise BackendError(
                 f"{type(self).__name__} has no "
@@ -374,8 +381,7 @@ class SessionBackend(BaseBackend):
         input_shape: Shapes | None = None,
         **kwargs: Any,
     ) -> ProfiledResults:
-        kwargs["input_shape"] = input_shape or ()
-        return super().profile(converted_model, metrics, input_shape, **kwargs)
+        return self._profiled(converted_model, metrics, input_shape=input_shape or (), **kwargs)
 
     def refuse(self, model_path: str) -> ConversionError:
         """The error for a model that this backend has no way to take."""

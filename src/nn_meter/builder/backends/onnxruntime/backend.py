@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from types import ModuleType
@@ -24,6 +25,9 @@ __all__ = ["OnnxRuntimeCPUBackend", "OnnxRuntimeSession"]
 
 
 def _onnxruntime() -> ModuleType:
+    # Its Linux wheel has telemetry on: without this, importing it writes a device id into the home
+    # directory. Later calls that turn it off are too late for that.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:

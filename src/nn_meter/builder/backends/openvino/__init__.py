@@ -1,0 +1,4 @@
+"""OpenVINO on the CPU of this host.
+
+Who lives here: `backend`, `settings`.
+"""

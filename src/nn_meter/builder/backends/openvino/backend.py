@@ -1,0 +1,336 @@
+"""OpenVINO: the only module that imports it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from nn_meter.builder.backends.base import (
+    Array,
+    Environment,
+    Samples,
+    SessionBackend,
+    SessionProfiler,
+    Shapes,
+    model_format,
+)
+from nn_meter.builder.backends.inputs import match_inputs, natural_key
+from nn_meter.errors import (
+    BackendError,
+    ConversionError,
+    DeviceError,
+    ModelRejectedError,
+    NotInstalledError,
+)
+from nn_meter.reference import reference_inputs
+
+__all__ = [
+    "OpenVINOBackend",
+    "OpenVINOCPUBackend",
+    "OpenVINOProfiler",
+    "OpenVINOSession",
+    "OpenVINOVPUBackend",
+]
+
+log = logging.getLogger(__name__)
+
+_TELEMETRY = "openvino_telemetry"
+_SIGNATURE_PREFIX = "serving_default_"
+
+
+def _openvino() -> ModuleType:
+    try:
+        with _without_telemetry():
+            import openvino
+    except ImportError as exc:
+        raise NotInstalledError.for_extra("openvino", "openvino") from exc
+    module: ModuleType = openvino
+    return module
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO from reporting to its vendor, which it does as soon as it is imported.
+
+    Where the package ``openvino_telemetry`` cannot be imported OpenVINO puts a stub in its place.
+    """
+    missing = object()
+    before = sys.modules.get(_TELEMETRY, missing)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # "cannot be imported"
+    try:
+        yield
+    finally:
+        if before is missing:
+            del sys.modules[_TELEMETRY]
+        else:
+            sys.modules[_TELEMETRY] = before  # type: ignore[assignment]
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Undo what a conversion that fails leaves behind: a root logger that is nearly mute."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, list(root.handlers), list(root.filters)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:], root.filters[:] = handlers, filters
+
+
+class OpenVINOSession:
+    """A model compiled by OpenVINO, with one infer request whose inputs are bound once.
+
+    Args:
+        compiled: The ``openvino.CompiledModel``; its inputs are in the model's order.
+        feeds: What is timed: an array for each input, batch included.
+    """
+
+    def __init__(self, compiled: Any, feeds: Sequence[Array]) -> None:
+        self._compiled = compiled
+        self._request, self._kept = self._bound(feeds)
+        self._request.infer()
+
+    def _bound(self, feeds: Sequence[Array]) -> tuple[Any, list[Array]]:
+        """An infer request on arrays, and these: the request does not keep them alive."""
+        ov = _openvino()
+        request = self._compiled.create_infer_request()
+        kept = [np.ascontiguousarray(feed) for feed in feeds]
+        for position, feed in enumerate(kept):
+            request.set_input_tensor(position, ov.Tensor(feed, shared_memory=True))
+        return request, kept
+
+    def time(self, n: int) -> Samples:
+        # By default infer would copy every output.
+        run, clock = partial(self._request.infer, share_outputs=True), time.perf_counter_ns
+        samples = np.empty(n, dtype=np.int64)
+        for i in range(n):
+            start = clock()
+            run()
+            samples[i] = clock() - start
+        return samples
+
+    def outputs(self, feeds: Sequence[Array]) -> list[Array]:
+        if len(feeds) != len(self._kept):
+            raise ValueError(f"the model has {len(self._kept)} inputs, but got {len(feeds)}")
+        request, _kept = self._bound(feeds)
+        request.infer()
+        return [np.array(tensor.data) for tensor in request.output_tensors]
+
+    def close(self) -> None:
+        del self._request, self._compiled
+        self._kept.clear()
+
+
+class OpenVINOProfiler(SessionProfiler):
+    """Times one model in OpenVINO."""
+
+
+class OpenVINOBackend(SessionBackend):
+    """OpenVINO on ``DEVICE``; loads ``.onnx``, ``.tflite`` and its own IR as they are."""
+
+    profiler_class = OpenVINOProfiler
+    takes = ("onnx", "torch", "tensorflow")
+
+    @property
+    def device(self) -> str:
+        """OpenVINO's name of the device, e.g. ``CPU``."""
+        return str(self.configs.get("DEVICE") or "CPU")
+
+    def convert_model(
+        self, model_path: str, save_path: str, input_shape: Shapes | None = None
+    ) -> str:
+        """Make OpenVINO's IR, named as the model, of a SavedModel; other models stay as they are.
+
+        The IR has static shapes, float32 weights, and the inputs in the model's order.
+        """
+        path = Path(model_path)
+        if model_format(path) == "tflite":
+            log.warning(
+                "%s: OpenVINO's reader of .tflite files is known to leave out an activation that "
+                "is fused into a transposed convolution; better give it the SavedModel",
+                path.name,
+            )
+            return str(model_path)
+        if model_format(path) == "onnx" or path.suffix == ".xml":
+            return str(model_path)
+        if model_format(path) != "saved_model":
+            raise self.refuse(model_path)
+        ov = _openvino()
+        target = Path(save_path) / f"{path.name}.xml"
+        with tempfile.TemporaryDirectory(prefix=".openvino-", dir=save_path) as folder:
+            made = Path(folder) / "model.xml"
+            try:
+                model = _read(ov, ov.Core(), path, input_shape or ())
+                ov.save_model(model, str(made), compress_to_fp16=False)
+            except Exception as exc:
+                raise ConversionError(
+                    f"{path.name}: OpenVINO cannot convert it: {_words(exc)}"
+                ) from exc
+            # The .xml comes last and goes first: where there is one, both files are whole.
+            target.unlink(missing_ok=True)
+            made.with_suffix(".bin").replace(target.with_name(f"{path.name}.bin"))
+            made.replace(target)
+        return str(target)
+
+    def describe(self) -> Environment:
+        ov = _openvino()
+        core = self._core(ov)
+        return Environment(
+            runtime="openvino",
+            version="-".join(ov.__version__.split("-")[:2]),  # release and build; a branch follows
+            device=self.device,
+            threads=self.threads,
+            options={"device_name": core.get_property(self.device, "FULL_DEVICE_NAME")},
+        )
+
+    def open(self, converted_model: str, shapes: Shapes) -> OpenVINOSession:
+        ov = _openvino()
+        core = self._core(ov)
+        try:
+            model = _read(ov, core, Path(converted_model), shapes)
+            compiled = core.compile_model(model, self.device, self._properties())
+            return OpenVINOSession(compiled, reference_inputs(_static_shapes(model)))
+        except Exception as exc:
+            raise ModelRejectedError(f"OpenVINO refuses the model: {_words(exc)}") from exc
+
+    def test_connection(self) -> str:
+        self._core(_openvino())
+        return super().test_connection()
+
+    def _core(self, ov: ModuleType) -> Any:
+        core = ov.Core()
+        device, devices = self.device.partition(".")[0], core.available_devices
+        if device not in {name.partition(".")[0] for name in devices}:
+            raise DeviceError(
+                f"OpenVINO finds no device {self.device} here; there is: {', '.join(devices)}"
+            )
+        return core
+
+    def _properties(self) -> dict[str, Any]:
+        properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        if self.device == "CPU":
+            properties |= {
+                "INFERENCE_NUM_THREADS": self.threads,
+                # Pinning sets the thread's affinity three times a run, which is timed (2 µs).
+                "ENABLE_CPU_PINNING": False,
+            }
+        return properties
+
+
+class OpenVINOCPUBackend(OpenVINOBackend):
+    """OpenVINO on the CPU of this host, whatever ``DEVICE`` says."""
+
+    @property
+    def device(self) -> str:
+        return "CPU"
+
+
+class OpenVINOVPUBackend(OpenVINOBackend):
+    """OpenVINO on ``DEVICE``, by default ``NPU``, the successor of the VPU stick."""
+
+    @property
+    def device(self) -> str:
+        return str(self.configs.get("DEVICE") or "NPU")
+
+    def convert_model(
+        self, model_path: str, save_path: str, input_shape: Shapes | None = None
+    ) -> str:
+        raise _later()
+
+    def describe(self) -> Environment:
+        raise _later()
+
+    def open(self, converted_model: str, shapes: Shapes) -> OpenVINOSession:
+        raise _later()
+
+    def test_connection(self) -> str:
+        raise _later()
+
+
+def _later() -> BackendError:
+    return BackendError(
+        "openvino_vpu comes with the next release; openvino_cpu runs on this computer"
+    )
+
+
+def _read(ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
+    """Read a model of any format, with static shapes and its inputs and outputs in order.
+
+    ``shapes`` are the inputs', without the batch dimension; empty: those of the file.
+
+    Raises:
+        ValueError: The file's inputs have other shapes.
+        RuntimeError: OpenVINO cannot read it.
+    """
+    if model_format(path) == "saved_model":
+        # What OpenVINO's users are told to call for TensorFlow. It simplifies the graph beyond
+        # reading it, which changes what is executed (fc after reshape).
+        with _root_logger_kept():
+            model, by_name = ov.convert_model(str(path)), True
+    else:
+        model = core.read_model(str(path))
+        by_name = any(_name(port).startswith(_SIGNATURE_PREFIX) for port in model.inputs)
+    found = [_shape(port) for port in model.inputs]
+    order = match_inputs(
+        [_name(port) for port in model.inputs],
+        found,
+        shapes or [(shape or ())[1:] for shape in found],
+        by_name=by_name,
+    )
+    if by_name or order != sorted(order):
+        parameters, results = model.get_parameters(), model.get_results()
+        outputs = list(range(len(results)))
+        if by_name:
+            outputs.sort(key=lambda i: natural_key(_name(model.outputs[i])))
+        model = ov.Model(
+            [results[i] for i in outputs],
+            [parameters[i] for i in order],
+            model.get_friendly_name(),
+        )
+    if shapes and any(port.partial_shape.is_dynamic for port in model.inputs):
+        model.reshape(
+            {
+                port: ov.PartialShape([1, *shape])
+                for port, shape in zip(model.inputs, shapes, strict=True)
+            }
+        )
+    return model
+
+
+def _name(port: Any) -> str:
+    return str(min(port.names, default=port.node.friendly_name))
+
+
+def _shape(port: Any) -> list[int] | None:
+    shape = port.partial_shape
+    if shape.rank.is_dynamic:
+        return None
+    return [-1 if size.is_dynamic else size.get_length() for size in shape]
+
+
+def _static_shapes(model: Any) -> list[list[int]]:
+    """Shapes of the inputs, without the batch dimension."""
+    if any(port.partial_shape.is_dynamic for port in model.inputs):
+        raise ValueError("its inputs have no fixed shapes; give input_shape")
+    return [list(port.shape)[1:] for port in model.inputs]
+
+
+def _words(exc: Exception) -> str:
+    """What OpenVINO says, in one line, without the places in its source."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("Exception from "))

@@ -1,0 +1,4 @@
+"""TFLite models in LiteRT, their present runtime, on the CPU of this host.
+
+Who lives here: `backend`, `settings`.
+"""
