@@ -4,8 +4,8 @@
     python benchmarks/whole_runs.py onnx-generate   # one
 
 Each case runs the command line in an empty folder, several times. Peak memory is the largest sum
-over the process and all its children, sampled every 20 ms. The time in the runtime is the sum of all
-measured runs in samples.db: warm-ups, loading and everything of ours is outside it.
+over the process and all its children, sampled every 20 ms. The time in the runtime is the sum of
+all measured runs in samples.db: warm-ups, loading and everything of ours is outside it.
 """
 
 from __future__ import annotations

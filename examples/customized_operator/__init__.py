@@ -1,0 +1,1 @@
+"""A customized operator: `nn-meter register --operator examples/customized_operator/meta.yaml`."""

@@ -1,0 +1,1 @@
+"""An operator, a test case and a backend that nn-meter finds by entry point."""

@@ -1,0 +1,64 @@
+"""What nn-Meter brings itself: strings only, in the order in which commands list them.
+
+The guide's come first, in the guide's order, then ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nn_meter.registry.entry import Entry, Kind
+
+__all__ = ["builtin_entries", "for_implement"]
+
+_OPERATOR_MODULE = "nn_meter.builder.nn_modules.{implement}.operators"
+_BACKENDS_PACKAGE = "nn_meter.builder.backends"
+
+_OPERATORS = {
+    "conv": "Conv",
+    "dwconv": "DwConv",
+    "convtrans": "ConvTrans",
+    "bn": "BatchNorm",
+    "globalavgpool": "GlobalAvgPool",
+    "maxpool": "MaxPool",
+    "avgpool": "AvgPool",
+    "se": "SE",
+    "fc": "FC",
+    "relu": "Relu",
+    "relu6": "Relu6",
+    "sigmoid": "Sigmoid",
+    "hswish": "Hswish",
+    "reshape": "Reshape",
+    "add": "Add",
+    "concat": "Concat",
+    "flatten": "Flatten",
+    "split": "Split",
+}
+_TESTCASES = {"MON": ("nn_meter.builder.backend_meta.fusion_rule_tester.mon", "MultipleOutNodes")}
+_BACKENDS = {
+    "tflite_cpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteCPUBackend"),
+    "tflite_gpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteGPUBackend"),
+    "openvino_vpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOVPUBackend"),
+    "onnxruntime_cpu": (f"{_BACKENDS_PACKAGE}.onnxruntime.backend", "OnnxRuntimeCPUBackend"),
+    "openvino_cpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOCPUBackend"),
+    "debug_backend": (f"{_BACKENDS_PACKAGE}.debug.backend", "DebugBackend"),
+}
+_CLASSES: dict[Kind, dict[str, tuple[str, str]]] = {
+    "operator": {name: ("", class_name) for name, class_name in _OPERATORS.items()},
+    "testcase": _TESTCASES,
+    "backend": _BACKENDS,
+}
+
+
+def builtin_entries(kind: Kind) -> list[Entry]:
+    """List the built-ins of a kind, of no framework in particular."""
+    return [
+        Entry(kind=kind, name=name, origin="builtin", class_module=module, class_name=class_name)
+        for name, (module, class_name) in _CLASSES[kind].items()
+    ]
+
+
+def for_implement(entry: Entry, implement: str) -> Entry:
+    """Return the entry of a built-in for one framework; an operator has a class in each."""
+    module = entry.class_module or _OPERATOR_MODULE.format(implement=implement)
+    return replace(entry, implement=implement, class_module=module)
