@@ -34,6 +34,7 @@ __all__ = [
     "Workspace",
     "builder_config",
     "create_workspace",
+    "make_folder",
     "open_workspace",
     "read_json",
     "write_json",
@@ -70,6 +71,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        WorkspaceError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise WorkspaceError(f"{path}: cannot be made a folder: {exc.strerror or exc}") from exc
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -21,6 +21,10 @@ __all__ = ["cli", "main"]
 _INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
+# Read when TensorFlow is imported, as a registered class may do in this process: then it does not
+# announce itself on standard error.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
 _COMMANDS = {
     "run": ("run:run", "Do all steps and print which operators fuse."),
     "ruletest": ("ruletest:ruletest", "Do one step: generate, profile or detect."),
@@ -85,12 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and exit: 0, or the exit code of the error's branch."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _terminated)
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
     try:
         code = cli.main(given, prog_name="nn-meter", standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as exc:
+    except click.exceptions.NoArgsIsHelpError as exc:
         exc.show()
         code = exc.exit_code
+    except click.ClickException as exc:
+        code = exc.exit_code
+        _report(given, f"nn-meter: error: {_usage(exc)}")
     except (KeyboardInterrupt, click.Abort):
         click.echo("nn-meter: interrupted; the same command goes on from here", err=True)
         code = _INTERRUPTED
@@ -114,6 +123,13 @@ def _report(given: Sequence[str], line: str) -> None:
     if "--debug" in given:
         traceback.print_exc()
     click.echo(" ".join(line.splitlines()), err=True)
+
+
+def _usage(error: click.ClickException) -> str:
+    """What is wrong with the command line, and where it is explained."""
+    message = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message} (see '{context.command_path} --help')" if context is not None else message
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

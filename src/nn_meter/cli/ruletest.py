@@ -12,6 +12,7 @@ from nn_meter.builder.profiling.results import measured_backend, read_testcases
 from nn_meter.cli import steps
 from nn_meter.cli.console import debug_option, json_option, log_to_stderr, print_json, say
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
+from nn_meter.errors import ResultFileError
 
 __all__ = ["ruletest"]
 
@@ -89,7 +90,7 @@ def profile(
     start = time.monotonic()
     opened = steps.workspace_for(workspace, testcases)
     name = backend or steps.default_backend(opened)
-    cases = read_testcases(opened.results_dir / "origin_testcases.json")
+    cases = read_testcases(_made_by("generate", opened.results_dir / "origin_testcases.json"))
     if testcases is not None:
         cases = steps.only(cases, opened)
     _, summary = steps.profile(
@@ -139,7 +140,8 @@ def detect(workspace: str, results: str | None, as_json: bool) -> None:
     log_to_stderr()
     start = time.monotonic()
     opened = steps.workspace_for(workspace, None)
-    source = Path(results) if results else opened.results_dir / "profiled_results.json"
+    made = opened.results_dir / "profiled_results.json"
+    source = Path(results) if results else _made_by("profile", made)
     profiled = read_testcases(source, latency_only=True)
     detected = detect_fusion_rule(profiled, opened)
     wall_s = time.monotonic() - start
@@ -154,3 +156,14 @@ def detect(workspace: str, results: str | None, as_json: bool) -> None:
         return
     print_table(detected, profiled, title=backend or "latencies filled in by hand", refused={})
     print_files([opened.results_dir / "detected_results.json", rules])
+
+
+def _made_by(step: str, path: Path) -> Path:
+    """A file that an earlier step makes.
+
+    Raises:
+        ResultFileError: It did not.
+    """
+    if not path.exists():
+        raise ResultFileError(f"{path}: is not there yet; run 'nn-meter ruletest {step}' first")
+    return path

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.backends.interface import create_workspace
 from nn_meter.builder.profiling.connection import greet
@@ -69,9 +70,12 @@ def run(
     """
     log_to_stderr()
     start = time.monotonic()
+    steps.check_testcases(testcases)
     if not (Path(workspace) / "configs").exists():
         create_workspace(workspace, backend=backend or "onnxruntime_cpu")
     opened = steps.workspace_for(workspace, testcases)
+    # said now, and not when all is measured
+    chosen_evidence(opened.ruletest.EVIDENCE, opened.ruletest_file)
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built

@@ -19,27 +19,45 @@ from nn_meter.builder.workspace import Workspace, open_workspace
 from nn_meter.cli.console import progress_shown
 from nn_meter.errors import ConfigError
 
-__all__ = ["connect", "default_backend", "generate", "only", "profile", "workspace_for"]
+__all__ = [
+    "check_testcases",
+    "connect",
+    "default_backend",
+    "generate",
+    "only",
+    "profile",
+    "workspace_for",
+]
 
 
 def workspace_for(path: str, testcases: str | None) -> Workspace:
     """Open a workspace; with ``testcases`` (names joined by commas) ask only those."""
+    asked = check_testcases(testcases)
     workspace = open_workspace(path)
+    return replace(workspace, ruletest=workspace.ruletest.model_copy(update=asked))
+
+
+def check_testcases(testcases: str | None) -> dict[str, Any]:
+    """The keys of the configuration that ``--testcases`` stands for; None: no key.
+
+    Raises:
+        ConfigError: There is no such test case; says which is near.
+    """
     if testcases is None:
-        return workspace
+        return {}
     names = [name.strip() for name in testcases.split(",") if name.strip()]
     if not names:
         raise ConfigError("--testcases: names none; give names like conv_relu,add_relu,MON")
-    others = list(dict.fromkeys(entry.name for entry in registry.entries("testcase")))
-    data = workspace.ruletest.as_dict() | {
-        "BASIC_TESTCASES": [name for name in names if name not in others],
-        "OTHER_TESTCASES": [name for name in names if name in others],
-    }
-    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
-    ruletest = RuletestConfig.from_dict(
-        data, source="--testcases", operators=operators, testcases=others
+    config = RuletestConfig.from_dict(
+        {
+            "BASIC_TESTCASES": [name for name in names if "_" in name],
+            "OTHER_TESTCASES": [name for name in names if "_" not in name],
+        },
+        source="--testcases",
+        operators=list(dict.fromkeys(entry.name for entry in registry.entries("operator"))),
+        testcases=list(dict.fromkeys(entry.name for entry in registry.entries("testcase"))),
     )
-    return replace(workspace, ruletest=ruletest)
+    return {key: getattr(config, key) for key in ("BASIC_TESTCASES", "OTHER_TESTCASES")}
 
 
 def default_backend(workspace: Workspace) -> str:

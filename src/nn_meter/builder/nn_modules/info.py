@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nn_meter.errors import ResultFileError
+from nn_meter.reference import compare_outputs
 
 __all__ = ["ModelInfo", "hash_model", "info_file", "read_info", "write_info"]
 
@@ -54,9 +55,16 @@ def read_info(model: Path) -> ModelInfo | None:
     """Read the info of a model; None if there is none that can be read."""
     try:
         data = json.loads(info_file(model).read_text(encoding="utf-8"))
-        return ModelInfo(**data)
-    except (OSError, ValueError, TypeError):
-        return None  # not ours, or damaged: then nothing is known of it
+        info = ModelInfo(
+            key=str(data["key"]),
+            sha256=str(data["sha256"]),
+            shapes=[[int(size) for size in shape] for shape in data["shapes"]],
+            outputs=list(data["outputs"]),
+        )
+        sound = compare_outputs(info.outputs, info.outputs) is None
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None  # not ours, of an older form, or damaged: then nothing is known of it
+    return info if sound else None
 
 
 def hash_model(path: Path) -> str:

@@ -53,7 +53,11 @@ class Connection:
         self.spec: BackendSpec | None = spec_of(backend)
         self.name = self.spec.name if self.spec else type(backend).__name__
         self.measuring: Caller = self._caller()
-        facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
+        try:
+            facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
+        except BaseException:
+            self.__exit__()
+            raise
         environment = (
             Environment(**facts["environment"])
             if facts["environment"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
 from nn_meter.builder.profiling.store import Failure
-from nn_meter.builder.workspace import Workspace, write_json
-from nn_meter.errors import NNMeterError
+from nn_meter.builder.workspace import Workspace, make_folder, write_json
+from nn_meter.errors import NNMeterError, WorkspaceError
 from nn_meter.progress import Progress
 
 __all__ = ["convert_all"]
@@ -42,6 +42,9 @@ def convert_all(
 
     Returns:
         For each hash the model with ``converted`` filled, or why there is none.
+
+    Raises:
+        WorkspaceError: What was converted cannot be written.
     """
     root = workspace.converted_dir / connection.name / connection.environment.key
     found: dict[str, Model | Failure] = {}
@@ -90,7 +93,7 @@ def _known(folder: Path, model: Model) -> str | None:
 
 def _convert(caller: Caller, folder: Path, model: Model, time_limit_s: float) -> Model | Failure:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         converted = Path(
             caller.call(
                 "convert",
@@ -105,7 +108,7 @@ def _convert(caller: Caller, folder: Path, model: Model, time_limit_s: float) ->
             kept = converted.relative_to(folder).as_posix() if inside else None
             write_json(folder / _DONE, {"converted": kept})
         return replace(model, converted=str(converted))
+    except WorkspaceError:
+        raise  # a full disk says nothing about the model
     except NNMeterError as exc:
         return failure_of(exc)
-    except OSError as exc:
-        return Failure(kind="failed", reason=f"{folder}: cannot be written: {exc}")

@@ -20,7 +20,7 @@ from nn_meter.builder.profiling.plan import FixedPlan
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases, read_testcases
 from nn_meter.builder.profiling.store import Failure, Store
-from nn_meter.builder.workspace import Workspace, builder_config
+from nn_meter.builder.workspace import Workspace, builder_config, make_folder
 from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileError
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, silent
@@ -80,6 +80,7 @@ def convert_models(
         ``profile_models(have_converted=True)``. One that fails has ``error`` instead.
     """
     _check_mode(mode)
+    time_limit_s = _time_limit(time_threshold)
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
     with workspace.lock(), Connection(backend, _settings(workspace)) as connection:
@@ -93,7 +94,7 @@ def convert_models(
         }
         unique = {model.hash: model for case in cases.values() for model in case}
         converted = convert_all(
-            connection, workspace, unique, time_limit_s=time_threshold, progress=progress
+            connection, workspace, unique, time_limit_s=time_limit_s, progress=progress
         )
         errors = []
         for name, case in cases.items():
@@ -156,7 +157,9 @@ def profile_models(
         BackendError: The backend cannot be reached.
     """
     _check_mode(mode)
-    if not metrics or "latency" not in metrics:
+    time_limit_s = _time_limit(time_threshold)
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
+    if "latency" not in metrics:
         raise ConfigError("metrics: 'latency' has to be among them")
     summary = summary if summary is not None else ProfileSummary()
     workspace = workspace or builder_config.workspace
@@ -181,7 +184,7 @@ def profile_models(
             campaign=store.campaign(number, fresh=fresh),
             testcases=testcases,
             metrics=tuple(metrics),
-            time_limit_s=float(time_threshold),
+            time_limit_s=time_limit_s,
             save_name=save_name,
             summary=summary,
         )
@@ -199,6 +202,12 @@ def _settings(workspace: Workspace) -> dict[str, Any]:
 def _check_mode(mode: str) -> None:
     if mode != "ruletest":
         raise ConfigError(f"mode: {mode!r} is unknown; this nn-Meter knows 'ruletest'")
+
+
+def _time_limit(seconds: float) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ConfigError(f"time_threshold must be a number of seconds above 0, not {seconds!r}")
+    return float(seconds)
 
 
 def _models(workspace: Workspace, case: Mapping[str, Mapping[str, Any]]) -> list[Model]:
@@ -234,6 +243,7 @@ class _Run:
     time_limit_s: float
     save_name: str
     summary: ProfileSummary
+    folder: Path | None = None
     viewed_at_s: float = 0.0
 
     def profile(self, have_converted: bool, keep_latencies: bool, progress: Progress) -> None:
@@ -247,11 +257,11 @@ class _Run:
             models = _models(
                 self.workspace, {m: entry for m, entry in case.items() if m not in given}
             )
-            if have_converted and (bare := [m.name for m in models if m.converted is None]):
-                raise ResultFileError(
-                    f"{name}: {bare[0]}: have_converted is set, but it has no converted_model; run "
-                    "convert_models first"
-                )
+            if have_converted:
+                self._check_converted(name, models)
+            for model in models:  # what an earlier run found, elsewhere maybe, is not this one's
+                case[model.name].pop("latency", None)
+                case[model.name].pop("error", None)
             if not models or self._finished(name, models):
                 self._report(name, models)
                 self.summary.kept.append(name)
@@ -267,6 +277,19 @@ class _Run:
                 self._refresh_view()
             if ready:
                 progress("profile", len(ready), len(ready), "")
+
+    def _check_converted(self, name: str, models: Sequence[Model]) -> None:
+        """Refuse models that were not converted; write down those whose conversion failed."""
+        for model in models:
+            if model.converted is not None:
+                continue
+            error = self.testcases[name][model.name].get("error")
+            if error is None:
+                raise ResultFileError(
+                    f"{name}: {model.name}: have_converted is set, but it has no converted_model; "
+                    "run convert_models first"
+                )
+            self._fail(name, model, Failure(kind=error["kind"], reason=error["reason"]))
 
     def _finished(self, name: str, models: Sequence[Model]) -> bool:
         hashes = {model.name: model.hash for model in models}
@@ -338,7 +361,7 @@ class _Run:
         try:
             if not self.connection.sessions:
                 folder = self.workspace.converted_dir / self.connection.name
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 measure.measure_metrics(
                     caller,
                     models,
@@ -361,7 +384,7 @@ class _Run:
                 warmups=self._config("WARMUPS", 10),
                 time_limit_s=limit,
             )
-            measure_samples(
+            self.summary.runtime_s += measure_samples(
                 caller,
                 models,
                 self._plan(models),
@@ -412,7 +435,6 @@ class _Run:
                 latencies[model] = str(
                     Latency(round(mean * _MS_PER_NS, 6), round(std * _MS_PER_NS, 6))
                 )
-                self.summary.runtime_s += sum(ns) * 1e-9
             elif rows := metrics[model]:
                 case[model].update(rows[-1])
                 latencies[model] = str(rows[-1]["latency"])
@@ -425,6 +447,9 @@ class _Run:
     @contextmanager
     def _views(self) -> Iterator[None]:
         """Write the views at the end, be it a bad one."""
+        self.folder = results.results_folder(
+            self.workspace, self.connection.name, self.connection.environment
+        )
         self.viewed_at_s = time.monotonic()
         try:
             yield
@@ -437,10 +462,7 @@ class _Run:
             self.viewed_at_s = time.monotonic()
 
     def _write_views(self) -> None:
-        folder = results.results_folder(
-            self.workspace, self.connection.name, self.connection.environment
-        )
-        results.write_results(self.workspace, folder, self.save_name, self.testcases)
+        results.write_results(self.workspace, self.folder, self.save_name, self.testcases)
         results.write_errors(
             self.workspace,
             [f"{name}: {f.kind}: {f.reason}" for name, f in self.summary.failed.items()],

@@ -34,11 +34,11 @@ HANDLER = f"{__name__}:BackendJobs"
 
 def opens_sessions(backend: BaseBackend) -> bool:
     """Whether a backend is timed by its sessions: it opens them, and no profiler stands above."""
-    if not isinstance(backend, OpensSessions):
+    cls = type(backend)
+    if not isinstance(backend, OpensSessions) or _own_file_method(backend):
         return False
     if not isinstance(backend, SessionBackend):
         return True
-    cls = type(backend)
     return (
         cls.profile is SessionBackend.profile
         and cls.profiler_class is not None
@@ -46,6 +46,10 @@ def opens_sessions(backend: BaseBackend) -> bool:
         and cls.parser_class is not None
         and cls.parser_class.parse is SamplesParser.parse
     )
+
+
+def _own_file_method(backend: BaseBackend) -> bool:
+    return type(backend).profile_model_file is not BaseBackend.profile_model_file
 
 
 class BackendJobs:
@@ -82,12 +86,11 @@ class BackendJobs:
         """What the backend can do, and its environment if it knows it."""
         backend = self.backend
         environment = backend.describe().to_json() if isinstance(backend, Describes) else None
-        cls = type(backend)
         return {
             "environment": environment,
             "sessions": opens_sessions(backend),
             "graph": isinstance(backend, ShowsGraph),
-            "own_file_method": cls.profile_model_file is not BaseBackend.profile_model_file,
+            "own_file_method": _own_file_method(backend),
         }
 
     def test_connection(self) -> str:

@@ -69,7 +69,8 @@ def failure_of(error: NNMeterError) -> Failure:
         (WorkerCrashedError, "crashed"),
     )
     kind = next((name for cls, name in kinds if isinstance(error, cls)), "failed")
-    return Failure(kind=kind, reason=str(error))
+    reason = str(error).encode(errors="replace").decode()  # a runtime's words may be no text
+    return Failure(kind=kind, reason=reason)
 
 
 def open_models(
@@ -125,8 +126,11 @@ def measure_samples(
     campaign: int,
     testcase: str,
     time_limit_s: float,
-) -> None:
+) -> float:
     """Run a plan on models that are loaded, one stored round after the other.
+
+    Returns:
+        Seconds that the measured runs took now, all together.
 
     Raises:
         ModelFailedError: A model fails while it runs; the rounds before stay.
@@ -134,6 +138,7 @@ def measure_samples(
     by_name = {model.name: model for model in models}
     samples = store.samples(campaign, testcase, {m.name: m.hash for m in models})
     load = store.load(campaign)
+    runtime_s = 0.0
     while (asked := plan.next(samples)) is not None:
         visits: list[tuple[str, str, Any]] = []
         for name in asked.models:
@@ -148,6 +153,8 @@ def measure_samples(
         store.add_round(load, testcase, visits)
         for name, _, found in visits:
             samples[name].append(found)
+            runtime_s += float(found.sum()) * 1e-9
+    return runtime_s
 
 
 def measure_metrics(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -36,6 +38,7 @@ main(handler)
 """
 _TAIL = 4000
 _EXIT_S = 5.0
+_LOOK_S = 1.0
 
 
 class Worker:
@@ -57,12 +60,13 @@ class Worker:
         what: str = "the worker",
     ) -> None:
         self._handler = handler
-        self._python = str(Path(python).expanduser()) if python else sys.executable
+        self._python = python or sys.executable
         self._setup = setup
         self._what = what
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._tail: collections.deque[bytes] = collections.deque()
+        self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         return self
@@ -106,36 +110,44 @@ class Worker:
             return
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=_EXIT_S)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_EXIT_S)
+        if process.stdin is not None:
+            with contextlib.suppress(OSError):
+                process.stdin.close()
+        for reader in self._readers:  # a daemon that it started may hold the other streams open
+            reader.join(timeout=_LOOK_S)
 
     def _start(self) -> None:
         root = str(Path(errors.__file__).parent)
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         try:
+            python = str(Path(self._python).expanduser())
             self._process = subprocess.Popen(
-                [self._python, "-c", _BOOTSTRAP, root, self._handler],
+                [python, "-c", _BOOTSTRAP, root, self._handler],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C is the parent's; stop() ends the whole group
                 env=environment,
             )
-        except OSError as exc:
+        except (OSError, RuntimeError, ValueError) as exc:  # ~nobody; a NUL in the path
+            reason = getattr(exc, "strerror", None) or exc
             raise NotInstalledError(
-                f"PYTHON: {self._python} cannot be run ({exc.strerror}); give the path of a Python "
+                f"PYTHON: {self._python!r} cannot be run ({reason}); give the path of a Python "
                 "interpreter"
             ) from exc
         self._answers = queue.SimpleQueue()
         self._tail = collections.deque()
-        for target, stream, sink in (
-            (_read_lines, self._process.stdout, self._answers),
-            (_keep_tail, self._process.stderr, self._tail),
-        ):
-            threading.Thread(target=target, args=(stream, sink), daemon=True).start()
+        self._readers = [
+            threading.Thread(target=target, args=(stream, sink), daemon=True)
+            for target, stream, sink in (
+                (_read_lines, self._process.stdout, self._answers),
+                (_keep_tail, self._process.stderr, self._tail),
+            )
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def _ask(self, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
         process = self._process
@@ -145,10 +157,9 @@ class Worker:
         try:
             process.stdin.write(line.encode())
             process.stdin.flush()
+            answer = self._answer(process, timeout_s)
         except OSError:
             raise self._crashed(process) from None
-        try:
-            answer = self._answers.get(timeout=timeout_s)
         except queue.Empty:
             self.stop()
             raise TimeLimitError(
@@ -170,6 +181,21 @@ class Worker:
             raise _decode_error(data["error"])
         return data["ok"]
 
+    def _answer(self, process: subprocess.Popen[bytes], timeout_s: float | None) -> bytes | None:
+        """Wait for a line; None: there will be none. Raises ``queue.Empty`` when the time is up."""
+        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, end_s - time.monotonic())
+            try:
+                return self._answers.get(timeout=min(left_s, _LOOK_S))
+            except queue.Empty:
+                if process.poll() is not None:  # but something that it forked holds the stream
+                    with contextlib.suppress(queue.Empty):
+                        return self._answers.get(timeout=_LOOK_S)
+                    return None
+                if left_s <= _LOOK_S:
+                    raise
+
     def _crashed(self, process: subprocess.Popen[bytes]) -> WorkerCrashedError:
         try:
             code = process.wait(timeout=_EXIT_S)
@@ -179,7 +205,8 @@ class Worker:
         if code is None:
             how = "closed its output"
         elif code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
+            names = {int(number): number.name for number in signal.Signals}
+            how = f"was ended by {names.get(-code, f'signal {-code}')}"
         else:
             how = f"ended with exit code {code}"
         words = b"".join(self._tail).decode(errors="replace").strip()
@@ -188,7 +215,7 @@ class Worker:
 
 
 def _read_lines(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
-    with contextlib.suppress(OSError, ValueError):
+    with stream, contextlib.suppress(OSError, ValueError):
         for line in stream:
             answers.put(line)
     answers.put(None)
@@ -196,7 +223,7 @@ def _read_lines(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> 
 
 def _keep_tail(stream: IO[bytes], tail: collections.deque[bytes]) -> None:
     size = 0
-    with contextlib.suppress(OSError, ValueError):
+    with stream, contextlib.suppress(OSError, ValueError):
         while block := stream.read1(65536):  # type: ignore[attr-defined]
             tail.append(block[-_TAIL:])
             size += len(tail[-1])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import logging
 import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,12 @@ def read_testcases(
         )
     found: TestCases = {}
     for testcase, models in source.items():
+        _check_text(testcase, where)
         if not isinstance(models, Mapping) or not models:
             raise ResultFileError(f"{where}: {testcase}: should hold a dict of models")
         found[str(testcase)] = {}
         for name, model in models.items():
+            _check_text(name, f"{where}: {testcase}")
             try:
                 found[str(testcase)][str(name)] = _read_model(model, latency_only=latency_only)
             except NNMeterError as exc:
@@ -64,17 +67,49 @@ def _read_model(model: Any, *, latency_only: bool) -> dict[str, Any]:
     """A model's entry as plain values; keys of others are kept."""
     if not isinstance(model, Mapping):
         raise ResultFileError("should be a dict with model, shapes and latency")
-    found = copy.deepcopy(dict(model))
+    found = dict(model)
     if found.get("latency") is not None:
         found["latency"] = str(Latency(found["latency"]))
-    if latency_only:
-        return found
-    path, shapes = found.get("model"), found.get("shapes")
-    if not isinstance(path, str | Path):
-        raise ResultFileError(f'"model" should be a path, but found {path!r}')
+    if isinstance(found.get("model"), Path):
+        found["model"] = str(found["model"])
+    if not latency_only:
+        found["shapes"] = _read_shapes(found.get("shapes"))
+        _check_path(found.get("model"), "model")
+        if found.get("converted_model") is not None:
+            _check_path(found["converted_model"], "converted_model")
+    if found.get("error") is not None:
+        found["error"] = _read_error(found["error"])
+    try:
+        text = json.dumps(found, ensure_ascii=False, allow_nan=False)
+        text.encode()  # half of a surrogate pair is no text
+        plain: dict[str, Any] = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ResultFileError(f"holds what a JSON file cannot: {exc}") from exc
+    return plain
+
+
+def _check_text(name: Any, where: str) -> None:
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as exc:
+        raise ResultFileError(f"{where}: the name {name!r} is no text: {exc.reason}") from exc
+
+
+def _check_path(path: Any, key: str) -> None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ResultFileError(f'"{key}" should be a path, but found {path!r:.200}')
+
+
+def _read_error(error: Any) -> dict[str, str]:
+    if not isinstance(error, Mapping):
+        raise ResultFileError(f'"error" should be a dict of kind and reason, but found {error!r}')
+    return {key: str(error.get(key, "")) for key in ("kind", "reason")}
+
+
+def _read_shapes(shapes: Any) -> list[list[int]]:
     if not isinstance(shapes, list | tuple) or not shapes:
         raise ResultFileError(f'"shapes" should be a list of lists of sizes, but found {shapes!r}')
-    return {**found, "model": str(path), "shapes": [_read_shape(shape) for shape in shapes]}
+    return [_read_shape(shape) for shape in shapes]
 
 
 def _read_shape(shape: Any) -> list[int]:
@@ -91,7 +126,7 @@ def results_folder(workspace: Workspace, backend: str, environment: Environment)
     """The folder for a backend's results, cleared of those of another environment.
 
     Results of another environment that lie there are moved into a folder named after it, and the
-    log says so.
+    log says so. Those of this one come back from theirs.
     """
     folder = workspace.results_dir / backend
     mark = folder / ENVIRONMENT_FILE
@@ -101,13 +136,8 @@ def results_folder(workspace: Workspace, backend: str, environment: Environment)
         key = earlier.pop("key", "earlier")
         if key == environment.key:
             return folder
-        kept = folder / str(key)
-        try:
-            kept.mkdir(parents=True, exist_ok=True)
-            for file in folder.glob("*.json"):
-                file.replace(kept / file.name)
-        except OSError as exc:
-            raise ResultFileError(f"{kept}: cannot be written: {exc.strerror or exc}") from exc
+        kept = folder / (key if re.fullmatch("[0-9a-f]{12}", str(key)) else "earlier")
+        _move_results(folder, kept)
         differ = [name for name in found if found[name] != earlier.get(name)]
         log.warning(
             "%s: results of another environment (%s) are kept in %s; new files start here",
@@ -115,8 +145,20 @@ def results_folder(workspace: Workspace, backend: str, environment: Environment)
             ", ".join(f"{name}: {earlier.get(name)} -> {found[name]}" for name in differ),
             kept,
         )
+        if (folder / environment.key).is_dir():
+            _move_results(folder / environment.key, folder)
     write_json(mark, {"key": environment.key, **found})
     return folder
+
+
+def _move_results(source: Path, target: Path) -> None:
+    """Move JSON files into another folder; last the one that says of which environment they are."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.glob("*.json"), key=lambda file: file.name == ENVIRONMENT_FILE):
+            file.replace(target / file.name)
+    except OSError as exc:
+        raise ResultFileError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
 
 
 def write_results(workspace: Workspace, folder: Path | None, name: str, data: Any) -> None:

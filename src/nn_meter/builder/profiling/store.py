@@ -133,7 +133,7 @@ class Store:
             "INSERT OR IGNORE INTO environments (key, backend, data) VALUES (?, ?, ?)",
             environment.key,
             backend,
-            json.dumps(environment.to_json(), default=str),
+            json.dumps(environment.to_json()),
         )
         ((number,),) = self._rows(
             "SELECT id FROM environments WHERE key = ? AND backend = ?", environment.key, backend

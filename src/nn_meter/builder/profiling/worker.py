@@ -1,9 +1,10 @@
 """The child's end of a worker process: one handler, JSON lines on the standard streams.
 
 A request is one line ``{"op": name, …arguments}``, the answer one line ``{"ok": result}`` or
-``{"error": {"type", "message"}}``. What a runtime prints goes to standard error, whatever it does:
-the stream of answers is moved away from file descriptor 1 first. When the parent goes away the
-worker ends at once, even in the middle of its work.
+``{"error": {"type", "message"}}``. What a runtime prints goes to standard error, and what it reads
+is nothing, whatever it does: the streams of answers and requests are moved away from the file
+descriptors 1 and 0 first. When the parent goes away the worker ends at once, even in the middle of
+its work, and all that it started with it.
 
 This module needs the standard library only, and runs in other virtual environments too.
 """
@@ -14,7 +15,7 @@ import importlib
 import json
 import os
 import queue
-import sys
+import signal
 import threading
 import traceback
 from typing import Any, TextIO
@@ -32,8 +33,10 @@ def main(handler: str) -> None:
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    asked = os.fdopen(os.dup(0), encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    threading.Thread(target=_read, args=(asked, requests), daemon=True).start()
     module, _, name = handler.partition(":")
     served: Any = None
     while True:
@@ -42,22 +45,24 @@ def main(handler: str) -> None:
             if served is None:
                 served = getattr(importlib.import_module(module), name)()
             operation = request.pop("op")
-            answer: dict[str, Any] = {"ok": getattr(served, operation)(**request)}
+            answer = json.dumps({"ok": getattr(served, operation)(**request)})
         except Exception as exc:  # noqa: BLE001 - all that goes wrong here is the parent's to judge
             traceback.print_exc()
-            answer = {"error": encode_error(exc)}
+            answer = json.dumps({"error": encode_error(exc)})
         _write(answers, answer)
 
 
-def _read(requests: queue.SimpleQueue[str]) -> None:
-    for line in sys.stdin:
+def _read(asked: TextIO, requests: queue.SimpleQueue[str]) -> None:
+    for line in asked:
         requests.put(line)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(0)
 
 
-def _write(answers: TextIO, answer: dict[str, Any]) -> None:
+def _write(answers: TextIO, answer: str) -> None:
     try:
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(answer + "\n")
         answers.flush()
     except BrokenPipeError:
         os._exit(0)

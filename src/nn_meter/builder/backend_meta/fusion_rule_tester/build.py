@@ -196,22 +196,27 @@ def _key(*parts: Any) -> str:
 
 def source_key(entry: registry.Entry, implement: str) -> str:
     """Hash of the code of a user's class; of a built-in one, and its framework's version."""
-    own = _hash_code(Path(nn_meter.__file__).parent / "builder")
-    parts = [nn_meter.__version__, own, _framework_version(implement)]
+    parts = [nn_meter.__version__, _own_code(), _framework_version(implement)]
     if entry.package_location:
         parts.append(_hash_code(Path(entry.package_location)))
     elif entry.origin != "builtin":
-        with contextlib.suppress(ImportError, ValueError):
-            spec = importlib.util.find_spec(entry.class_module)
-            if spec is not None and spec.origin:
-                parts.append(_hash_code(Path(spec.origin).parent))
+        # its outermost package: finding what is inside would import it
+        spec = importlib.util.find_spec(entry.class_module.partition(".")[0])
+        if spec is not None:
+            places = spec.submodule_search_locations or [spec.origin or ""]
+            parts += [_hash_code(Path(place)) for place in places if Path(place).exists()]
     return _key(entry.to_json(), parts)
 
 
 @functools.cache
-def _hash_code(folder: Path) -> str:
+def _own_code() -> str:
+    return _hash_code(Path(nn_meter.__file__).parent / "builder")
+
+
+def _hash_code(place: Path) -> str:
+    """Hash of a module's file, or of all that are in a package's folder."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
         digest.update(file.name.encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -247,8 +252,7 @@ class BuildJobs:
         """Build and save the models of a test case's class."""
         cls = registry.load(registry.Entry.from_json(entry))
         case = cls(config)
-        if not case.name or not case.cases:
-            raise OperatorError(f"{cls.__name__} needs a name and cases")
+        case.check_contract()
         return {"name": case.name, "models": case.save_testcase()}
 
     def plan_pairs(

@@ -44,7 +44,7 @@ def detect(
         models[name] = entry
     cases = {name: testcase_named(name, config) for name in models}
     found: dict[str, Verdict] = {}
-    for name in _ordered(cases):
+    for name in _ordered(cases, config):
         unmet = _unmet(cases[name], config, found, earlier)
         found[name] = (
             Verdict.none("unmet", unmet) if unmet else _judge(cases[name], models[name], evidence)
@@ -52,10 +52,10 @@ def detect(
     return {name: found[name] for name in models}
 
 
-def _ordered(cases: Mapping[str, BaseTestCase]) -> list[str]:
-    graph = {name: [dep for dep in case.deps if dep in cases] for name, case in cases.items()}
+def _ordered(cases: Mapping[str, BaseTestCase], config: Mapping[str, Any]) -> list[str]:
+    graph = {name: {canonical(dep, config) for dep in case.deps} for name, case in cases.items()}
     try:
-        return list(TopologicalSorter(graph).static_order())
+        return [name for name in TopologicalSorter(graph).static_order() if name in cases]
     except CycleError as exc:
         raise DetectionError(f"rules depend on one another: {' -> '.join(exc.args[1])}") from exc
 
@@ -74,7 +74,10 @@ def _unmet(
         obey = found[dep].obey if dep in found else earlier[dep]
         wanted = expected
         if expected is True and isinstance(obey, str):
-            wanted = testcase_named(dep, config).true_case
+            try:
+                wanted = testcase_named(dep, config).true_case
+            except DetectionError as exc:  # it was found before, and is registered no longer
+                return f"it depends on {dep}, whose true case is not known: {exc}"
         if obey != wanted:
             came_out = found[dep].verdict if dep in found else obey
             return f"it depends on {dep} being {wanted}, which came out {came_out}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,17 +40,14 @@ class Formula:
         try:
             case.load_latency(models)
             answer = case.test()
+            latency = {name: str(latency) for name, latency in case.latency.items()}
         except NNMeterError:
             raise
         except Exception as exc:
             raise DetectionError(
                 f"{case.name}: its test failed: {type(exc).__name__}: {exc}"
             ) from exc
-        return Verdict.of(
-            _checked(case, answer),
-            self.name,
-            latency={name: str(latency) for name, latency in case.latency.items()},
-        )
+        return Verdict.of(_checked(case, answer), self.name, latency=latency)
 
 
 def _checked(case: BaseTestCase, answer: Any) -> bool | str:
@@ -67,8 +65,12 @@ EVIDENCE: Mapping[str, Evidence] = {"formula": Formula()}
 """Kinds of evidence, the best first."""
 
 
-def chosen_evidence(choice: str) -> list[Evidence]:
-    """The kinds to ask in order, for a value of ``EVIDENCE`` in ``ruletest_config.yaml``.
+def chosen_evidence(choice: str, source: Path) -> list[Evidence]:
+    """The kinds to ask in order.
+
+    Args:
+        choice: The value of ``EVIDENCE``.
+        source: The ``ruletest_config.yaml`` that has it, for messages.
 
     Raises:
         ConfigError: That kind is not there.
@@ -77,7 +79,7 @@ def chosen_evidence(choice: str) -> list[Evidence]:
         return list(EVIDENCE.values())
     if choice not in EVIDENCE:
         raise ConfigError(
-            f"EVIDENCE: {choice} comes with a later release; this one has auto and "
+            f"{source}: EVIDENCE: {choice} comes with a later release; this one has auto and "
             f"{', '.join(EVIDENCE)}"
         )
     return [EVIDENCE[choice]]

@@ -9,7 +9,7 @@ from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.config import suggestion
-from nn_meter.errors import DetectionError, OperatorError
+from nn_meter.errors import DetectionError, NNMeterError, OperatorError
 
 __all__ = ["canonical", "make_testcase", "testcase_named"]
 
@@ -37,8 +37,7 @@ def make_testcase(entry: registry.Entry, config: Mapping[str, Any]) -> BaseTestC
         raise OperatorError(
             f"test case {entry.name}: {cls.__name__} cannot be made: {type(exc).__name__}: {exc}"
         ) from exc
-    if not case.name or not case.cases:
-        raise OperatorError(f"test case {entry.name}: {cls.__name__} needs a name and cases")
+    case.check_contract()
     return case
 
 
@@ -67,13 +66,17 @@ def testcase_named(name: str, config: Mapping[str, Any]) -> BaseTestCase:
         if entry.implement in (None, config["IMPLEMENT"])
     ]
     entries.sort(key=lambda entry: entry.name not in config["OTHER_TESTCASES"])
-    names = []
+    names, broken = [], []
     for entry in entries:
-        case = make_testcase(entry, config)
+        try:
+            case = make_testcase(entry, config)
+        except NNMeterError as exc:  # it may be another one that was asked for
+            broken.append(str(exc))
+            continue
         if case.name == name:
             return case
         names.append(case.name)
     raise DetectionError(
         f"{name}: there is no such test case{suggestion(name, names)}; known besides BF_…: "
-        f"{', '.join(names)}"
+        + "; ".join([", ".join(names), *broken])
     )

@@ -16,7 +16,8 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.build import Task
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
 from nn_meter.builder.nn_modules.frameworks import suffix_of
 from nn_meter.builder.nn_modules.info import read_info
-from nn_meter.builder.workspace import Workspace, read_json, write_json
+from nn_meter.builder.profiling.results import read_testcases
+from nn_meter.builder.workspace import Workspace, make_folder, read_json, write_json
 from nn_meter.errors import ConfigError, NNMeterError, OddSizeError, ResultFileError
 from nn_meter.progress import Progress
 
@@ -126,6 +127,7 @@ def _build(
     progress: Progress,
 ) -> None:
     models = workspace.models_dir
+    make_folder(models)
     suffix = suffix_of(config["IMPLEMENT"])
     wanted: dict[str, list[tuple[Path, Chain]]] = {}  # by key: every path that it stands at
     for name, plan in plans.items():
@@ -208,13 +210,11 @@ def _recorded(workspace: Workspace, record: Path, key: str) -> dict[str, Any] | 
         return None
     try:
         data = read_json(record, "a test case")
-    except ResultFileError:
+        ((name, models),) = read_testcases(data["testcases"]).items()
+        there = all(workspace.resolve(entry["model"]).exists() for entry in models.values())
+    except (ResultFileError, KeyError, ValueError, OSError):
         return None  # damaged: it is built again
-    case = data.get("testcase")
-    if data.get("key") != key or not isinstance(case, dict):
-        return None
-    there = all(workspace.resolve(entry["model"]).exists() for entry in case["models"].values())
-    return case if there else None
+    return {"name": name, "models": models} if there and data.get("key") == key else None
 
 
 def _collect_custom(
@@ -229,7 +229,7 @@ def _collect_custom(
         found.refused[name] = str(outcome)
         return
     if outcome is not None:
-        write_json(record, {"key": key, "testcase": outcome})
+        write_json(record, {"key": key, "testcases": {outcome["name"]: outcome["models"]}})
         found.built += len(outcome["models"])
     case = outcome if outcome is not None else _recorded(workspace, record, key)
     assert case is not None, record

@@ -81,7 +81,7 @@ def detect_fusion_rule(
         ConfigError: EVIDENCE asks for a kind that is not there.
     """
     workspace = workspace or builder_config.workspace
-    evidence = chosen_evidence(workspace.ruletest.EVIDENCE)
+    evidence = chosen_evidence(workspace.ruletest.EVIDENCE, workspace.ruletest_file)
     profiled = read_testcases(profiled_results, latency_only=True)
     if not any(
         model.get("latency") is not None or model.get("error")
@@ -123,10 +123,8 @@ def _origin(workspace: Workspace, profiled: TestCases) -> Provenance | None:
         if entry.get("latency") is not None
     }
     origins = read_provenance(workspace.store_file, latencies)
-    first = next(iter(origins.values()), None)
-    if first is None:
-        return None
-    return first if all(o is not None and o.key == first.key for o in origins.values()) else None
+    places = {(o.backend, o.key) if o is not None else None for o in origins.values()}
+    return next(iter(origins.values())) if len(places) == 1 else None
 
 
 def _environment(workspace: Workspace, origin: Provenance | None) -> dict[str, Any] | None:

@@ -135,10 +135,7 @@ def _walk(
     ops: Sequence[str], shape: Sequence[int], config: Mapping[str, Any]
 ) -> list[tuple[int, ...]]:
     """The shape before each op, and after the last."""
-    shapes = [tuple(shape)]
-    for operator in make_operators(ops, shape, config):
-        shapes.append(tuple(operator.get_output_shape()))
-    return shapes
+    return [tuple(shape), *(after for _, after in _flow(ops, shape, config))]
 
 
 def make_operators(
@@ -149,7 +146,14 @@ def make_operators(
     Raises:
         OperatorError: One cannot be made for its shape, or does not say what comes out.
     """
-    operators: list[BaseOperator] = []
+    return [operator for operator, _ in _flow(ops, shape, config)]
+
+
+def _flow(
+    ops: Sequence[str], shape: Sequence[int], config: Mapping[str, Any]
+) -> list[tuple[BaseOperator, tuple[int, ...]]]:
+    """The operators of a chain, each with the shape that flows on from it."""
+    found: list[tuple[BaseOperator, tuple[int, ...]]] = []
     flowing = list(shape)
     for name in ops:
         _check_size(name, flowing)
@@ -164,9 +168,9 @@ def make_operators(
             raise ShapeError(
                 f"{name} cannot be made for the shape {flowing}: {type(exc).__name__}: {exc}"
             ) from exc
-        operators.append(operator)
+        found.append((operator, tuple(flowing)))
     _check_size(ops[-1], flowing)
-    return operators
+    return found
 
 
 def _is_list_of_shapes(shape: Sequence[Any]) -> bool:

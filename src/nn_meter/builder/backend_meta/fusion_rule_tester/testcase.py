@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
@@ -46,6 +46,25 @@ class BaseTestCase:
         self.config: dict[str, Any] = dict(config)
         self.latency: dict[str, Latency] = {}
         self.load_config()
+
+    def check_contract(self) -> None:
+        """Refuse a class whose attributes are not what they should be.
+
+        Raises:
+            OperatorError: Says which, and what it should be.
+        """
+        who = type(self).__name__
+        if not isinstance(self.name, str) or PurePath(self.name).name != self.name or not self.name:
+            raise OperatorError(
+                f"{who}: name should be text that can stand in a file name, but is {self.name!r}"
+            )
+        if not isinstance(self.cases, Mapping) or not self.cases:
+            raise OperatorError(f"{who}: cases should be a dict of cases, but is {self.cases!r}")
+        for case, ops in self.cases.items():
+            if not isinstance(ops, list | tuple) or not all(isinstance(op, str) for op in ops):
+                raise OperatorError(f"{who}: {case} should be a list of models, but is {ops!r}")
+        if not isinstance(self.deps, Mapping) or not all(isinstance(d, str) for d in self.deps):
+            raise OperatorError(f"{who}: deps should be a dict of rules, but is {self.deps!r}")
 
     def load_config(self) -> None:
         """Load what is used of the configuration: shapes, kernel size, padding, where models go."""
@@ -96,11 +115,11 @@ class BaseTestCase:
                 if method is not None
                 else build.operator_model(op, self.input_shape or (), self.config)
             )
+            return {"model": model, "shapes": [list(shape) for shape in shapes]}
         except Exception as exc:
             raise OperatorError(
                 f"{self.name}: the model {op!r} cannot be built: {type(exc).__name__}: {exc}"
             ) from exc
-        return {"model": model, "shapes": [list(shape) for shape in shapes]}
 
     def _model_block(self) -> tuple[Any, list[list[int]]]:
         """The block in question: a model of the framework, and the shapes of its inputs."""

@@ -1,0 +1,229 @@
+"""The same flow through the command line, on every backend with models of every framework."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driving import SMALL, User, all_json_files, edit, milliseconds, results, rounds, visits
+
+NEEDS = {
+    "onnxruntime_cpu": ("onnxruntime",),
+    "openvino_cpu": ("openvino",),
+    "tflite_cpu": ("ai_edge_litert",),
+    "debug_backend": (),
+    "onnx": ("onnx",),
+    "torch": ("torch", "onnxscript"),
+    "tensorflow": ("tensorflow",),
+}
+RUNTIMES = {
+    "onnxruntime_cpu": ("onnxruntime", "onnxruntime"),
+    "openvino_cpu": ("openvino", "openvino"),
+    "tflite_cpu": ("litert", "ai-edge-litert"),
+}
+"""What a result calls the runtime, and the distribution that it comes in."""
+
+FLOWS = [
+    ("onnxruntime_cpu", "onnx"),
+    ("onnxruntime_cpu", "torch"),
+    ("openvino_cpu", "onnx"),
+    ("openvino_cpu", "torch"),
+    ("openvino_cpu", "tensorflow"),
+    ("tflite_cpu", "tensorflow"),
+    ("debug_backend", "onnx"),
+]
+
+PAIRS = {
+    "conv_relu": {"conv": ["image"], "relu": ["features"], "block": ["image"]},
+    "dwconv_relu": {"dwconv": ["image"], "relu": ["image"], "block": ["image"]},
+    "add_relu": {"add": ["image"] * 2, "relu": ["image"], "block": ["image"] * 2},
+    "relu_relu": {"relu_1": ["image"], "relu_2": ["image"], "block": ["image"]},
+    "split_relu": {"split": ["image"], "relu": ["half"], "block": ["image"]},
+    "fc_relu": {"fc": ["vector"], "relu": ["long"], "block": ["vector"]},
+    "globalavgpool_fc": {"globalavgpool": ["image"], "fc": ["pooled"], "block": ["image"]},
+}
+"""Models of each pair, and what they take: two inputs, 1-D ones, a part of a split, ..."""
+
+SHAPES = {"image": [4, 8, 8], "features": [8, 8, 8], "half": [2, 8, 8]} | {
+    "vector": [6],
+    "long": [8],
+    "pooled": [4],
+}
+"""Channels first; the vector is unlike all others."""
+
+RULES = [*(f"BF_{pair}" for pair in PAIRS), "MON"]
+
+
+@pytest.fixture(scope="module", params=FLOWS, ids=["-".join(flow) for flow in FLOWS])
+def flow(request, tmp_path_factory) -> dict[str, Any]:
+    """Generate, profile and detect; what each step printed, and where."""
+    backend, implement = request.param
+    for module in (*NEEDS[backend], *NEEDS[implement]):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    folder = tmp_path_factory.mktemp("flow")
+    user = User(folder=folder, home=folder / "home")
+    platform = backend.partition("_")[0]
+    user.succeed("create", f"--{platform}-workspace", "ws")
+    workspace = folder / "ws"
+    edit(workspace, **SMALL | {"SHAPE_1D": 6}, IMPLEMENT=implement)
+    edit(workspace, BASIC_TESTCASES=list(PAIRS), OTHER_TESTCASES=["MON"])
+    steps = {
+        step: user.nn_meter("ruletest", step, "--workspace", "ws", "--json")
+        for step in ("generate", "profile", "detect")
+    }
+    return {
+        "user": user,
+        "workspace": workspace,
+        "backend": backend,
+        "implement": implement,
+        **steps,
+    }
+
+
+def printed(flow: dict[str, Any], step: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(flow[step].out)
+    assert Path(data["workspace"]) == flow["workspace"]
+    assert 0 < data["wall_s"] < 300
+    return data
+
+
+def shape(name: str, implement: str) -> list[int]:
+    channels_first = SHAPES[name]
+    last = implement == "tensorflow" and len(channels_first) == 3
+    return [*channels_first[1:], channels_first[0]] if last else channels_first
+
+
+def test_no_step_complains(flow):
+    for step in ("generate", "profile", "detect"):
+        assert flow[step].code == 0, flow[step].err
+        assert flow[step].complaints == []
+    assert "(nn-Meter) generate: " in flow["generate"].err
+    assert f"(nn-Meter) profile: {len(RULES)} of {len(RULES)}\n" in flow["profile"].err
+    assert flow["detect"].err == ""
+
+
+def test_generate(flow):
+    data = printed(flow, "generate")
+    assert set(data) == {"workspace", "wall_s", "testcases", "refused"}
+    assert (data["testcases"], data["refused"]) == (RULES, {})
+    origin = results(flow["workspace"], "origin_testcases.json")
+    assert list(origin) == RULES
+    suffix = "" if flow["implement"] == "tensorflow" else ".onnx"
+    for pair, models in PAIRS.items():
+        case = origin[f"BF_{pair}"]
+        assert list(case) == list(models)
+        for name, inputs in models.items():
+            assert set(case[name]) == {"model", "shapes"}
+            assert case[name]["model"] == f"./fusion_rule_test/models/BF_{pair}_{name}{suffix}"
+            assert (flow["workspace"] / case[name]["model"]).exists()
+            assert case[name]["shapes"] == [shape(size, flow["implement"]) for size in inputs]
+
+
+def test_profile(flow):
+    data = printed(flow, "profile")
+    documented = {"backend", "workspace", "wall_s", "environment", "measured", "kept"}
+    assert set(data) == {*documented, "failed", "results"}
+    assert data["backend"] == flow["backend"]
+    assert (data["measured"], data["kept"], data["failed"]) == (len(RULES), 0, {})
+    profiled = results(flow["workspace"], "profiled_results.json")
+    assert Path(data["results"]).read_text() == json.dumps(profiled, indent=4) + "\n"
+    origin = results(flow["workspace"], "origin_testcases.json")
+    for case, models in profiled.items():
+        for name, model in models.items():
+            assert milliseconds(model["latency"]) > 0
+            assert model == {**origin[case][name], "latency": model["latency"]}
+    assert profiled == results(flow["workspace"], f"{flow['backend']}/profiled_results.json")
+    assert not (flow["workspace"] / "fusion_rule_test/results/profile_error.log").exists()
+
+
+def test_every_measured_run_is_in_the_store(flow):
+    found = visits(flow["workspace"])
+    assert {case: len(numbers) for case, numbers in rounds(found).items()} == dict.fromkeys(
+        RULES, 1 if flow["backend"] == "debug_backend" else 10
+    )
+    if flow["backend"] == "debug_backend":
+        assert all(samples is None for *_, samples in found)
+        return
+    profiled = results(flow["workspace"], "profiled_results.json")
+    for case, models in profiled.items():
+        for name, model in models.items():
+            ns: list[int] = []
+            for _, testcase, _, _, visited, _, samples in found:
+                if (testcase, visited) == (case, name):
+                    values = memoryview(samples).cast("q")
+                    assert min(values) > 0
+                    ns += values
+            assert len(ns) == 50
+            assert milliseconds(model["latency"]) == pytest.approx(sum(ns) / 50e6, abs=1e-6)
+
+
+def test_detect(flow):
+    data = printed(flow, "detect")
+    assert set(data) == {"backend", "workspace", "wall_s", "verdicts"}
+    assert data["backend"] == flow["backend"]
+    verdicts = data["verdicts"]
+    assert list(verdicts) == RULES
+    for rule in RULES[:-1]:
+        obey = verdicts[rule]["obey"]
+        assert type(obey) is bool
+        word = "fused" if obey else "separate"
+        assert verdicts[rule] == {"obey": obey, "verdict": word, "evidence": "formula"}
+    mon = verdicts["MON"]
+    if verdicts["BF_dwconv_relu"]["obey"]:
+        assert mon["obey"] in ("case1", "case2", "case3")
+        assert mon == {"obey": mon["obey"], "verdict": mon["obey"], "evidence": "formula"}
+    else:
+        assert set(mon) == {"obey", "verdict", "evidence", "reason"}
+        assert (mon["obey"], mon["verdict"], mon["evidence"]) == (None, "unmet", "")
+        assert "BF_dwconv_relu" in mon["reason"]
+
+
+def test_every_file_tells_the_same(flow):
+    files = all_json_files(flow["workspace"])
+    where = "fusion_rule_test/results"
+    verdicts = printed(flow, "detect")["verdicts"]
+    assert files[f"{where}/detected_results.json"] == verdicts
+    for name in ("detected_results", "detected_fusion_rule", "profiled_results"):
+        latest = files[f"{where}/{name}.json"]
+        assert latest == files[f"{where}/{flow['backend']}/{name}.json"]
+    rules = files[f"{where}/detected_fusion_rule.json"]
+    assert list(rules) == RULES
+    environments = []
+    for name, rule in rules.items():
+        environments.append(rule.pop("environment"))
+        assert rule.pop("when") == {}
+        assert rule == verdicts[name]
+    assert all(environment == environments[0] for environment in environments)
+
+
+def test_a_rule_says_where_it_holds(flow):
+    rules = results(flow["workspace"], "detected_fusion_rule.json")
+    environment = rules["BF_conv_relu"]["environment"]
+    assert environment["backend"] == flow["backend"]
+    models = environment["options"]["models"]
+    assert (models["IMPLEMENT"], models["HW"], models["CIN"]) == (flow["implement"], 8, 4)
+    stored = results(flow["workspace"], f"{flow['backend']}/environment.json")
+    assert len(stored.pop("key")) == 12
+    assert environment == {"backend": flow["backend"], **stored}
+    if flow["backend"] in RUNTIMES:
+        runtime, distribution = RUNTIMES[flow["backend"]]
+        assert environment["runtime"] == runtime
+        assert environment["version"].startswith(metadata.version(distribution))
+        assert (environment["device"], environment["threads"]) == ("CPU", 1)
+        assert environment["dtype"] == "float32"
+        assert environment["host"]
+
+
+def test_the_steps_at_once_find_it_all_done(flow):
+    before = visits(flow["workspace"])
+    done = flow["user"].nn_meter("run", "--workspace", "ws", "--json")
+    assert (done.code, done.complaints) == (0, [])
+    data = json.loads(done.out)
+    assert set(data) == {"backend", "workspace", "wall_s", "verdicts"}
+    assert data["verdicts"] == printed(flow, "detect")["verdicts"]
+    assert visits(flow["workspace"]) == before

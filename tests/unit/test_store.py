@@ -1,0 +1,274 @@
+"""The sample store: rounds are whole or absent, and samples count where they belong only."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from nn_meter.builder.backends.base import Environment
+from nn_meter.builder.profiling.store import Failure, Store, read_provenance
+from nn_meter.errors import ResultFileError
+
+CPU = Environment(runtime="r", version="1", host="h")
+CPU_2 = Environment(runtime="r", version="1", host="h", threads=2)
+HASHES = {"a": "hash-a", "b": "hash-b"}
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store(tmp_path / "results" / "samples.db") as store:
+        yield store
+
+
+def visits(*values: int, hashes: dict[str, str] = HASHES):
+    return [(model, digest, np.array(values, dtype=np.int64)) for model, digest in hashes.items()]
+
+
+def listed(samples):
+    return {model: [visit.tolist() for visit in visits] for model, visits in samples.items()}
+
+
+def new_campaign(store: Store, backend: str = "cpu", environment: Environment = CPU) -> int:
+    return store.campaign(store.environment(backend, environment))
+
+
+def test_samples_come_back_round_by_round(store, tmp_path):
+    campaign = new_campaign(store)
+    load = store.load(campaign)
+    store.add_round(load, "T", visits(1, 2))
+    store.add_round(load, "T", list(reversed(visits(3, 2**62))))
+    store.add_round(store.load(campaign), "T", visits(5))
+    store.add_round(load, "other", visits(9))
+    store.close()
+    with Store(tmp_path / "results" / "samples.db") as again:
+        found = again.samples(campaign, "T", HASHES)
+    rounds = [[1, 2], [3, 2**62], [5]]
+    assert listed(found) == {"a": rounds, "b": rounds}
+    assert all(visit.dtype == np.int64 for visit in found["a"])
+
+
+def test_metrics_come_back_and_are_no_samples(store):
+    campaign = new_campaign(store)
+    store.add_round(store.load(campaign), "T", [("a", "hash-a", {"latency": "1.0 +- 0.0"})])
+    assert store.metrics(campaign, "T", HASHES) == {"a": [{"latency": "1.0 +- 0.0"}], "b": []}
+    assert store.samples(campaign, "T", HASHES) == {"a": [], "b": []}
+
+
+def test_samples_of_another_content_do_not_count(store):
+    campaign = new_campaign(store)
+    store.add_round(store.load(campaign), "T", visits(1))
+    changed = {"a": "hash-a", "b": "another"}
+    assert listed(store.samples(campaign, "T", changed)) == {"a": [[1]], "b": []}
+    assert listed(store.samples(campaign, "T", {"a": "hash-a"})) == {"a": [[1]]}
+
+
+def test_a_fresh_campaign_starts_from_nothing_and_deletes_nothing(store):
+    environment = store.environment("cpu", CPU)
+    first = store.campaign(environment)
+    store.add_round(store.load(first), "T", visits(1))
+    assert store.campaign(environment) == first
+    second = store.campaign(environment, fresh=True)
+    assert listed(store.samples(second, "T", HASHES)) == {"a": [], "b": []}
+    assert store.campaign(environment) == second
+    assert listed(store.samples(first, "T", HASHES)) == {"a": [[1]], "b": [[1]]}
+
+
+def test_environments_are_kept_apart(store):
+    same_key = Environment(runtime="r", version="1", host="h")
+    numbers = [
+        store.environment("cpu", CPU),
+        store.environment("cpu", CPU_2),
+        store.environment("another_cpu", same_key),
+    ]
+    assert same_key.key == CPU.key != CPU_2.key
+    assert len(set(numbers)) == 3
+    assert numbers[0] == store.environment("cpu", CPU)
+    campaigns = [store.campaign(number) for number in numbers]
+    for value, campaign in enumerate(campaigns):
+        store.add_round(store.load(campaign), "T", visits(value + 1))
+        store.add_failure(campaign, "F", "a", "hash-a", Failure(kind="failed", reason=str(value)))
+    for value, campaign in enumerate(campaigns):
+        assert listed(store.samples(campaign, "T", {"a": "hash-a"})) == {"a": [[value + 1]]}
+        assert store.failures(campaign, "F", HASHES)["a"].reason == str(value)
+
+
+def test_failures_are_of_a_content_and_can_be_forgotten(store):
+    campaign = new_campaign(store)
+    failure = Failure(kind="crashed", reason="it ended by SIGSEGV")
+    store.add_failure(campaign, "T", "a", "hash-a", Failure(kind="failed", reason="first"))
+    store.add_failure(campaign, "T", "a", "hash-a", failure)
+    assert store.failures(campaign, "T", HASHES) == {"a": failure}
+    assert store.failures(campaign, "T", {"a": "another"}) == {}
+    assert store.failures(campaign, "other", HASHES) == {}
+    store.forget_failures(campaign)
+    assert store.failures(campaign, "T", HASHES) == {}
+
+
+def test_a_check_counts_once_it_has_passed(store):
+    number, other = store.environment("cpu", CPU), store.environment("cpu", CPU_2)
+    assert not store.checked(number, "h")
+    store.add_check(number, "h", "output 1 differs")
+    assert not store.checked(number, "h")
+    store.add_check(number, "h", None)
+    assert store.checked(number, "h")
+    assert not store.checked(other, "h")
+
+
+# --- where a latency comes from -------------------------------------------------------------------
+
+
+def test_provenance(store, tmp_path):
+    number = store.environment("cpu", CPU)
+    store.add_reported(number, "T", {"a": "1.0 +- 0.1"})
+    found = store.provenance("T", "a", "1.0 +- 0.1")
+    assert (found.backend, found.key) == ("cpu", CPU.key)
+    assert Environment(**found.environment) == CPU
+    assert store.provenance("T", "a", "1.0 +- 0.2") is None
+    assert store.provenance("T", "b", "1.0 +- 0.1") is None
+    assert store.provenance("U", "a", "1.0 +- 0.1") is None
+    wanted = {("T", "a"): "1.0 +- 0.1", ("T", "b"): "2"}
+    path = tmp_path / "results" / "samples.db"
+    assert read_provenance(path, wanted) == {("T", "a"): found, ("T", "b"): None}
+    assert read_provenance(tmp_path / "gone.db", wanted) == dict.fromkeys(wanted)
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_a_latency_found_in_two_environments_belongs_to_the_latest_run(store):
+    first, second = store.environment("cpu", CPU), store.environment("cpu", CPU_2)
+    for number, key in ((first, CPU.key), (second, CPU_2.key), (first, CPU.key)):
+        store.add_reported(number, "T", {"a": "1.0 +- 0.1"})
+        assert store.provenance("T", "a", "1.0 +- 0.1").key == key
+
+
+# --- whole or absent ------------------------------------------------------------------------------
+
+KILLED_WRITERS = """
+    import os, random, signal, sys, time
+    from pathlib import Path
+    import numpy as np
+    from nn_meter.builder.backends.base import Environment
+    from nn_meter.builder.profiling.store import Store
+
+    path, models = Path(sys.argv[1]), ["a", "b", "c"]
+    hashes = {model: f"hash-{model}" for model in models}
+    environment = Environment(runtime="r", version="1", host="h")
+    counts = []
+    for writer in range(12):
+        pid = os.fork()
+        if not pid:
+            with Store(path) as store:
+                load = store.load(store.campaign(store.environment("cpu", environment)))
+                for value in range(100000):
+                    samples = np.full(50, value, dtype=np.int64)
+                    store.add_round(load, "T", [(m, hashes[m], samples) for m in models])
+        time.sleep(random.uniform(0.02, 0.06))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        with Store(path) as store:
+            campaign = store.campaign(store.environment("cpu", environment))
+            found = store.samples(campaign, "T", hashes)
+        rounds = [[visit.tolist() for visit in visits] for visits in found.values()]
+        assert rounds[0] == rounds[1] == rounds[2], "a round is torn"
+        assert all(len(visit) == 50 for visit in rounds[0])
+        counts.append(len(rounds[0]))
+    assert counts == sorted(counts), "rounds were lost"
+    print(counts[-1])
+"""
+
+
+def test_killing_the_writer_at_any_moment_leaves_whole_rounds(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED_WRITERS), tmp_path / "samples.db"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert int(done.stdout) > 0
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
+def test_a_round_that_is_interrupted_is_absent_and_the_next_is_written(store, interrupt):
+    campaign = new_campaign(store)
+    load = store.load(campaign)
+
+    def interrupted():
+        yield visits(1)[0]
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        store.add_round(load, "T", interrupted())
+    store.add_round(load, "T", visits(2))
+    assert listed(store.samples(campaign, "T", HASHES)) == {"a": [[2]], "b": [[2]]}
+
+
+# --- bad files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"garbage, not a database" * 100, b"SQLite format 3\0" * 300])
+def test_garbage_is_refused_and_left_as_it_is(tmp_path, content):
+    path = tmp_path / "samples.db"
+    path.write_bytes(content)
+    with pytest.raises(ResultFileError, match=rf"{path}: the sample store cannot be used.*move it"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / "samples.db"
+    Store(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 2")
+    with pytest.raises(ResultFileError, match="has version 2; this nn-Meter knows 1"):
+        Store(path)
+
+
+def test_a_store_that_is_damaged_inside_is_refused_when_read(tmp_path):
+    path = tmp_path / "samples.db"
+    with Store(path) as store:
+        campaign = new_campaign(store)
+        load = store.load(campaign)
+        for value in range(1, 50):
+            store.add_round(load, "T", visits(*range(value, value + 50)))
+    size = path.stat().st_size
+    with path.open("rb+") as file:
+        file.seek(16384)
+        file.write(b"\xab" * (size - 16384))
+
+    def use() -> None:
+        with Store(path) as store:
+            store.samples(campaign, "T", HASHES)
+            store.add_round(load, "T", visits(1))
+
+    with pytest.raises(ResultFileError, match=rf"{path}: the sample store cannot be used"):
+        use()
+
+
+@pytest.mark.parametrize("there", ["folder", "file in place of its folder"])
+def test_a_store_that_cannot_be_opened(tmp_path, there):
+    path = tmp_path / "results" / "samples.db"
+    if there == "folder":
+        path.mkdir(parents=True)
+    else:
+        path.parent.write_text("")
+    with pytest.raises(ResultFileError, match=str(path)):
+        Store(path)
+
+
+def test_a_full_disk_is_our_error(store):
+    campaign = new_campaign(store)
+    load = store.load(campaign)
+    store._db.execute("PRAGMA max_page_count = 1")  # SQLite's own way of being full
+    with pytest.raises(ResultFileError, match=r"samples\.db.*is full.*unless the disk is full"):
+        store.add_round(load, "T", visits(*range(100000)))
+    store._db.execute("PRAGMA max_page_count = 1000000")
+    store.add_round(load, "T", visits(7))
+    found = listed(store.samples(campaign, "T", HASHES))
+    assert found["a"][-1] == [7]
+    assert len(found["a"]) == len(found["b"])

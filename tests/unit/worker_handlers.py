@@ -1,0 +1,90 @@
+"""What the worker processes of test_process.py serve. Imported there by its name, on PYTHONPATH."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+from nn_meter import errors
+
+
+class OddConfigError(errors.ConfigError):
+    """A class of a user's, derived from one of ours."""
+
+
+class Handler:
+    """Operations that behave, and operations that do not."""
+
+    def __init__(self) -> None:
+        self.value: object = None
+        self.calls = 0
+
+    def set_up(self, value: object) -> None:
+        self.value = value
+
+    def state(self) -> list[object]:
+        self.calls += 1
+        return [os.getpid(), self.value, self.calls]
+
+    def echo(self, value: object) -> object:
+        return value
+
+    def last_words(self, words: str, code: int) -> NoReturn:
+        sys.stderr.write(words)
+        sys.stderr.flush()
+        os._exit(code)
+
+    def signalled(self, number: int) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    def segmentation_fault(self) -> None:
+        ctypes.string_at(0)
+
+    def leave(self) -> NoReturn:
+        sys.exit("no more")
+
+    def sleep(self, seconds: float) -> str:
+        time.sleep(seconds)
+        return "slept"
+
+    def compute(self) -> NoReturn:
+        while True:
+            pass
+
+    def start(self, apart: bool = False) -> int:
+        """Start a process, in a session of its own or not, that holds all standard streams."""
+        return subprocess.Popen(["sleep", "1000"], start_new_session=apart).pid
+
+    def fork_and_die(self) -> None:
+        if os.fork():
+            os._exit(7)
+        time.sleep(1000)
+
+    def chatter(self, size: int) -> str:
+        block = "x" * 1023 + "\n"
+        for _ in range(size // 1024):
+            print(block, end="")  # noqa: T201
+            os.write(1, block.encode())
+        subprocess.run(["echo", '{"ok": "from a child"}'], check=True)
+        sys.stdout.write('{"ok": "from print"}')
+        return "done"
+
+    def read(self) -> list[str]:
+        return [sys.stdin.read(), subprocess.run(["cat"], stdout=subprocess.PIPE, text=True).stdout]
+
+    def fail(self, name: str, message: str) -> NoReturn:
+        raise getattr(errors, name)(message)
+
+    def fail_as_derived(self) -> NoReturn:
+        raise OddConfigError("odd")
+
+    def fail_foreign(self) -> NoReturn:
+        raise KeyError("conv")
+
+    def unspeakable(self) -> object:
+        return object()
