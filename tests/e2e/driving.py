@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -92,12 +93,13 @@ class User:
         return line.removeprefix("nn-meter: error: ")
 
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
-        """Start ``nn-meter`` and leave it running."""
+        """Start ``nn-meter`` and leave it running, open to Ctrl-C wherever the tests run."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(
             [NN_METER, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             text=True,
+            preexec_fn=_heed_interrupts,
             **{"cwd": self.folder, "env": self.environment, **pipes} | options,
         )
 
@@ -108,6 +110,11 @@ class User:
         done = self.run(sys.executable, script, *arguments)
         assert done.code == 0, done.err
         return done.out
+
+
+def _heed_interrupts() -> None:
+    """Shells start what is in the background deaf to Ctrl-C, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 _PROMPT = """\

@@ -409,6 +409,30 @@ def test_a_model_that_is_refused_is_named_and_the_rest_goes_on(small):
     assert type(verdicts["verdicts"]["BF_add_relu"]["obey"]) is bool
 
 
+def test_a_converted_model_is_what_is_profiled(small):
+    """In Python: what ``convert_models`` says is taken at its word."""
+    printed = small.python(
+        "from nn_meter.builder import builder_config, convert_models, profile_models\n"
+        "from nn_meter.builder.backends import connect_backend\n"
+        "from nn_meter.builder.backend_meta.fusion_rule_tester import generate_testcases\n"
+        "from nn_meter.errors import NNMeterError\n"
+        "builder_config.init('ws')\n"
+        "backend = connect_backend('onnxruntime_cpu')\n"
+        "origin = generate_testcases()\n"
+        "try:\n"
+        "    profile_models(backend, origin, have_converted=True)\n"
+        "except NNMeterError as exc:\n"
+        "    print(exc)\n"
+        "converted = convert_models(backend, origin)\n"
+        "converted['BF_conv_relu']['block']['converted_model'] = '/nowhere/block.onnx'\n"
+        "profiled = profile_models(backend, converted, have_converted=True)\n"
+        "print(profiled['BF_conv_relu']['block']['error']['reason'])\n"
+    )
+    bare, missing = printed.splitlines()
+    assert "no converted_model; run convert_models first" in bare
+    assert "/nowhere/block.onnx" in missing
+
+
 # --- the workspace and its configuration ---------------------------------------------------------
 
 

@@ -240,7 +240,7 @@ def test_each_step_takes_the_path_of_the_file_before_it(configured, detected, pr
     assert prompt.value("rules") == detected
 
 
-def test_models_are_converted_first_and_profiled_then(configured, detected, prompt):
+def test_models_are_converted_before_they_are_profiled(configured, detected, prompt):
     prompt.run(
         "from nn_meter.builder import convert_models\n"
         "converted = convert_models(backend, origin_testcases)\n"
@@ -270,7 +270,7 @@ def test_models_that_have_a_latency_can_be_skipped(configured, detected, prompt)
 # --- latencies of one's own ----------------------------------------------------------------------
 
 
-def test_the_guides_printed_latencies_give_the_guides_printed_result(created, user, prompt):
+def test_the_guides_printed_latencies_give_the_guides_printed_result(detected, user, prompt):
     """Latencies typed into a dict by hand, with no file of a model behind them."""
     printed = json.loads("{" + BLOCKS["detected-instance"].replace(",\n...", "") + "}")
     typed = {

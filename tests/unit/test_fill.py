@@ -176,7 +176,7 @@ GOOD = {"model": "m.onnx", "shapes": [[4, 8, 8]]}
         ({"BF_a_b": {"a": GOOD | {"model": "a\0b"}}}, '"model" should be a path'),
         ({"BF_a_b": {"a": GOOD | {"model": "\ud800"}}}, "BF_a_b: a: holds what a JSON file cannot"),
         ({"BF_a_b": {"a": GOOD | {"converted_model": 3}}}, '"converted_model" should be a path'),
-        ({"BF_a_b": {"a": {"model": "m"}}}, '"shapes" should be a list of lists of sizes'),
+        ({"BF_a_b": {"a": GOOD | {"shapes": 3}}}, '"shapes" should be a list of lists of sizes'),
         ({"BF_a_b": {"a": GOOD | {"shapes": []}}}, '"shapes" should be'),
         ({"BF_a_b": {"a": GOOD | {"shapes": [4, 8, 8]}}}, '"shapes" should be.* but holds 4'),
         ({"BF_a_b": {"a": GOOD | {"shapes": [[0, 8]]}}}, '"shapes" should be.* holds .0, 8'),

@@ -20,6 +20,7 @@ import yaml
 
 from nn_meter import registry
 from nn_meter.builder import convert_models, profile_models
+from nn_meter.builder.backend_meta.fusion_rule_tester import generate_testcases
 from nn_meter.builder.backends import BaseBackend, BaseParser, BaseProfiler, connect_backend
 from nn_meter.builder.backends.base import Environment, SessionBackend
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
@@ -157,11 +158,43 @@ def test_latencies_are_the_average_and_deviation_of_all_runs(generated, fake):
     assert count(ws, "rounds") == 30
 
 
+def without_shapes(testcases):
+    """What a file of results holds unless DETAIL is set."""
+    return {
+        case: {
+            name: {key: value for key, value in entry.items() if key != "shapes"}
+            for name, entry in models.items()
+        }
+        for case, models in testcases.items()
+    }
+
+
+def test_detail_attaches_the_shapes(workspace, fake):
+    ws = workspace(DETAIL=True, BASIC_TESTCASES=["conv_relu"], OTHER_TESTCASES=[])
+    found = profile_models(fake(), generate_testcases())
+    assert found["BF_conv_relu"]["block"]["shapes"] == [[4, 8, 8]]
+    assert read_json(ws.results_dir / "profiled_results.json", "results") == found
+
+
+def test_a_file_without_shapes_can_be_profiled_again(generated, fake):
+    ws, origin = generated
+    found = profile_models(fake(), origin)
+    assert profile_models(fake(), ws.results_dir / "profiled_results.json") == found
+
+
+def test_a_foreign_model_without_shapes_is_refused(generated, fake):
+    ws, origin = generated
+    source = ws.resolve(origin["BF_conv_relu"]["conv"]["model"])
+    (ws.path / "foreign.onnx").write_bytes(source.read_bytes())
+    with pytest.raises(ResultFileError, match=r"BF_conv_relu: conv: it has no shapes"):
+        profile_models(fake(), {"BF_conv_relu": {"conv": {"model": "foreign.onnx"}}})
+
+
 def test_files_of_a_run(generated, fake):
     ws, origin = generated
     found = profile_models(fake(), origin)
     for folder in (ws.results_dir, ws.results_dir / "Fake"):
-        assert read_json(folder / "profiled_results.json", "results") == found
+        assert read_json(folder / "profiled_results.json", "results") == without_shapes(found)
     environment = read_json(ws.results_dir / "Fake" / "environment.json", "environment")
     assert environment["options"]["models"]["HW"] == 8
     assert (environment["runtime"], environment["threads"]) == ("fake", 1)
@@ -359,7 +392,7 @@ def test_one_model_that_fails_costs_its_test_case(generated, fake, fault, kind, 
     assert list(summary.failed) == ["BF_conv_relu: block"]
     log = (ws.results_dir / "profile_error.log").read_text()
     assert log == f"BF_conv_relu: block: {kind}: {reason}\n"
-    assert read_json(ws.results_dir / "profiled_results.json", "results") == found
+    assert read_json(ws.results_dir / "profiled_results.json", "results") == without_shapes(found)
 
     # it is not tried again, and named again, unless that is asked for
     again, summary = fake(), ProfileSummary()

@@ -87,7 +87,7 @@ def convert_models(
         cases = {
             name: [
                 model
-                for model in _models(workspace, case)
+                for model in _models(workspace, name, case)
                 if not (broken_point_mode and case[model.name].get("latency") is not None)
             ]
             for name, case in testcases.items()
@@ -210,12 +210,20 @@ def _time_limit(seconds: float) -> float:
     return float(seconds)
 
 
-def _models(workspace: Workspace, case: Mapping[str, Mapping[str, Any]]) -> list[Model]:
+def _models(workspace: Workspace, testcase: str, case: Mapping[str, dict[str, Any]]) -> list[Model]:
+    """The models of a test case, their files hashed; an entry without shapes gets them."""
     found = []
     for name, entry in case.items():
         path = workspace.resolve(entry["model"])
         digest = hash_model(path)
         info = read_info(path)
+        if "shapes" not in entry:
+            if info is None:
+                raise ResultFileError(
+                    f"{testcase}: {name}: it has no shapes, and nn-Meter did not make its model; "
+                    "give the shapes of its inputs"
+                )
+            entry["shapes"] = [list(shape) for shape in info.shapes]
         found.append(
             Model(
                 name=name,
@@ -255,7 +263,7 @@ class _Run:
                 if keep_latencies and entry.get("latency") is not None
             }
             models = _models(
-                self.workspace, {m: entry for m, entry in case.items() if m not in given}
+                self.workspace, name, {m: entry for m, entry in case.items() if m not in given}
             )
             if have_converted:
                 self._check_converted(name, models)
@@ -462,7 +470,8 @@ class _Run:
             self.viewed_at_s = time.monotonic()
 
     def _write_views(self) -> None:
-        results.write_results(self.workspace, self.folder, self.save_name, self.testcases)
+        view = results.profiled_view(self.testcases, detail=self.workspace.ruletest.DETAIL)
+        results.write_results(self.workspace, self.folder, self.save_name, view)
         results.write_errors(
             self.workspace,
             [f"{name}: {f.kind}: {f.reason}" for name, f in self.summary.failed.items()],

@@ -73,7 +73,8 @@ def _read_model(model: Any, *, latency_only: bool) -> dict[str, Any]:
     if isinstance(found.get("model"), Path):
         found["model"] = str(found["model"])
     if not latency_only:
-        found["shapes"] = _read_shapes(found.get("shapes"))
+        if "shapes" in found:  # profiled results have them with DETAIL only
+            found["shapes"] = _read_shapes(found["shapes"])
         _check_path(found.get("model"), "model")
         if found.get("converted_model") is not None:
             _check_path(found["converted_model"], "converted_model")
@@ -166,6 +167,19 @@ def write_results(workspace: Workspace, folder: Path | None, name: str, data: An
     if folder is not None:
         write_json(folder / name, data)
     write_json(workspace.results_dir / name, data)
+
+
+def profiled_view(testcases: TestCases, *, detail: bool) -> TestCases:
+    """What ``profiled_results.json`` holds: shapes with ``DETAIL`` only, as the guide has it."""
+    if detail:
+        return testcases
+    return {
+        name: {
+            model: {key: value for key, value in entry.items() if key != "shapes"}
+            for model, entry in case.items()
+        }
+        for name, case in testcases.items()
+    }
 
 
 def write_errors(workspace: Workspace, lines: list[str]) -> Path:
