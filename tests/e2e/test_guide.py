@@ -180,13 +180,20 @@ def test_generate_testcases(configured, origin):
 
 
 def test_profile_models(configured, origin, profiled):
-    assert profiled == results(configured, "profiled_results.json")
     assert list(profiled) == list(origin)
     for case, models in profiled.items():
         assert list(models) == list(origin[case])
         for name, model in models.items():
             assert milliseconds(model["latency"]) > 0
             assert model == {**origin[case][name], "latency": model["latency"]}
+    # The file has the shapes with DETAIL only.
+    assert results(configured, "profiled_results.json") == {
+        case: {
+            name: {"model": model["model"], "latency": model["latency"]}
+            for name, model in models.items()
+        }
+        for case, models in profiled.items()
+    }
 
 
 def test_detect_fusion_rule(configured, detected):
@@ -208,14 +215,20 @@ def test_the_rules_are_ready_for_kernel_detection(configured, detected):
     }
 
 
-def test_detail_attaches_the_latencies(configured, detected, prompt):
+def test_detail_attaches_shapes_and_latencies(configured, detected, prompt):
     edit(configured, DETAIL=True)
     prompt.run(filled("init", init=configured))
+    prompt.run(BLOCKS["profile"])
     prompt.run(BLOCKS["detect"])
     edit(configured, DETAIL=False)
 
     found = prompt.value("detected_results")
     measured = results(configured, "profiled_results.json")
+    assert measured == prompt.value("profiled_results")
+    printed = json.loads(BLOCKS["data-structure"].replace(",\n    ...", ""))["dwconv_relu"]
+    for name, model in measured["BF_dwconv_relu"].items():
+        assert list(model) == list(printed[name])
+        assert {**model, "latency": printed[name]["latency"]} == printed[name]
     for rule in RULES[:-1]:
         latency = found[rule]["latency"]
         op1, op2 = rule.split("_")[1:]
@@ -467,10 +480,10 @@ def op1_results(configured, detected, op1, prompt) -> dict[str, Any]:
     return found
 
 
-def test_an_operator_in_use(configured, op1_results):
+def test_an_operator_in_use(op1_results, prompt):
     assert list(op1_results) == ["BF_op1_relu", "MON"]
     assert type(op1_results["BF_op1_relu"]["obey"]) is bool
-    profiled = results(configured, "profiled_results.json")["BF_op1_relu"]
+    profiled = prompt.value("profiled_results")["BF_op1_relu"]
     assert {name: model["shapes"] for name, model in profiled.items()} == {
         "op1": [[428]],
         "relu": [[428]],
@@ -514,8 +527,8 @@ def test_a_testcase_is_listed(user, mytc):
     ]
 
 
-def test_a_testcase_in_use(configured, mytc_results):
-    profiled = results(configured, "profiled_results.json")["MyTestCase"]
+def test_a_testcase_in_use(configured, mytc_results, prompt):
+    profiled = prompt.value("profiled_results")["MyTestCase"]
     ops = ["dwconv_add", "dwconv", "add", "relu", "dwconv_add_add"]
     assert list(profiled) == ["block", *ops]
     for name, model in profiled.items():

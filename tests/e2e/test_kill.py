@@ -204,6 +204,22 @@ def test_killed_in_a_stage(user, stage, number):
     }
 
 
+def test_what_a_killed_run_left_half_written_is_cleared_away(user):
+    """A model is written under a hidden name first; SIGKILL leaves that behind."""
+    place = workspace(user, 10, **SMALL, BASIC_TESTCASES=["relu_relu"], OTHER_TESTCASES=[])
+    models = place / "fusion_rule_test" / "models"
+    (models / ".BF_relu_relu_block.123.new").mkdir(parents=True)
+    (models / ".BF_relu_relu_block.123.new" / "saved_model.pb").touch()
+    (models / ".BF_relu_relu_relu_1.onnx.01234567").touch()
+
+    user.succeed("run", "--workspace", "ws")
+
+    assert sorted(path.name for path in models.iterdir()) == [
+        ".info",
+        *(f"BF_relu_relu_{model}.onnx" for model in ("block", "relu_1", "relu_2")),
+    ]
+
+
 def test_a_worker_that_dies_costs_its_test_case(user):
     """As when a model crashes the runtime: the rest goes on, and the model can be tried again."""
     place = workspace(user, RUNS, BASIC_TESTCASES=["conv_relu", "dwconv_relu"], OTHER_TESTCASES=[])

@@ -30,9 +30,12 @@ HANDLER = "worker_handlers:Handler"
 ERRORS = [getattr(errors, name) for name in errors.__all__]
 
 
+PLACES = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+
+
 @pytest.fixture(autouse=True)
 def _handlers(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PLACES)
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_an_error_of_ours_comes_back_as_its_class(request, kind):
 @pytest.fixture(scope="module")
 def shared():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", PLACES)
         with Worker(HANDLER) as worker:
             worker.call("echo", value=1)
             yield worker
@@ -176,6 +179,18 @@ def test_last_words_are_not_lost_and_not_endless(worker):
     with pytest.raises(WorkerCrashedError) as caught:
         worker.call("last_words", words="x" * 1_000_000, code=1)
     assert len(str(caught.value)) < 5000
+
+
+def test_last_words_are_waited_for(worker, monkeypatch):
+    read = process._keep_tail
+
+    def late(*arguments: object) -> None:
+        time.sleep(0.3)
+        read(*arguments)
+
+    monkeypatch.setattr(process, "_keep_tail", late)
+    with pytest.raises(WorkerCrashedError, match=r": the end$"):
+        worker.call("last_words", words="the end", code=1)
 
 
 def test_a_process_that_dies_while_one_it_forked_lives(worker, monkeypatch):
@@ -248,7 +263,7 @@ def test_an_interrupted_call_leaves_no_answer_behind(worker, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         worker.call("echo", value="late")
     monkeypatch.undo()
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", PLACES)
     assert worker.call("echo", value="next") == "next"
 
 

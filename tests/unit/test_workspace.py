@@ -198,6 +198,8 @@ HOLD = """
 
 def test_a_workspace_that_another_process_holds_is_refused_by_its_number(workspace):
     ws = workspace()
+    with ws.lock():
+        pass
     holder = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(HOLD), str(ws.path)],
         stdin=subprocess.PIPE,
@@ -206,6 +208,7 @@ def test_a_workspace_that_another_process_holds_is_refused_by_its_number(workspa
     )
     try:
         number = holder.stdout.readline().strip()
+        assert number, "it could not take what nobody holds any more"
         with (
             pytest.raises(WorkspaceError, match=rf"{ws.path}: another run \(process {number}\)"),
             ws.lock(),

@@ -6,17 +6,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from nn_meter.progress import Progress
 
-__all__ = ["debug_option", "json_option", "log_to_stderr", "print_json", "progress_shown", "say"]
-
-F = TypeVar("F", bound=Callable[..., Any])
+__all__ = ["log_to_stderr", "print_json", "progress_shown", "say"]
 
 _PLAIN_EVERY_S = 10.0
 
@@ -26,23 +24,14 @@ def say(text: str) -> None:
     click.echo(f"(nn-Meter) {text}")
 
 
+def one_line(text: str) -> str:
+    """A message of somebody else's, which may have several lines, as one."""
+    return " ".join(text.split())
+
+
 def print_json(data: Mapping[str, Any]) -> None:
     """Print one JSON object on standard output."""
     click.echo(json.dumps(data, indent=2, ensure_ascii=False))
-
-
-def json_option(command: F) -> F:
-    """Add ``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
-    )(command)
-
-
-def debug_option(command: F) -> F:
-    """Add ``--debug``, which ``main`` looks for."""
-    return click.option(
-        "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
-    )(command)
 
 
 class _Handler(logging.Handler):
@@ -50,7 +39,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname.lower()
-        click.echo(f"(nn-Meter) {level}: {record.getMessage()}", err=True)
+        click.echo(f"(nn-Meter) {level}: {one_line(record.getMessage())}", err=True)
 
 
 def log_to_stderr() -> None:

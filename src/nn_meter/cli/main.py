@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = exc.exit_code
         _report(given, f"nn-meter: error: {_usage(exc)}")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("nn-meter: interrupted; the same command goes on from here", err=True)
+        same = "the same command" + (" without --fresh" if "--fresh" in given else "")
+        click.echo(f"nn-meter: interrupted; {same} goes on from here", err=True)
         code = _INTERRUPTED
     except NNMeterError as exc:
         code = exc.exit_code

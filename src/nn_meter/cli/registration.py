@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from nn_meter import registry
-from nn_meter.cli.console import debug_option, log_to_stderr, say
+from nn_meter.cli.console import log_to_stderr, say
+from nn_meter.cli.options import debug_option
 
 __all__ = ["register", "unregister"]
 

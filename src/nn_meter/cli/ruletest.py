@@ -9,19 +9,12 @@ import click
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.profiling.results import measured_backend, read_testcases
-from nn_meter.cli import steps
-from nn_meter.cli.console import debug_option, json_option, log_to_stderr, print_json, say
+from nn_meter.cli import options, steps
+from nn_meter.cli.console import log_to_stderr, one_line, print_json, say
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
 from nn_meter.errors import ResultFileError
 
 __all__ = ["ruletest"]
-
-_workspace_option = click.option(
-    "--workspace", metavar="PATH", default="./nn-meter-workspace", show_default=True
-)
-_testcases_option = click.option(
-    "--testcases", metavar="NAMES", help="Only these, e.g. conv_relu,add_relu."
-)
 
 
 @click.group(short_help="Do one step: generate, profile or detect.")
@@ -30,16 +23,17 @@ def ruletest() -> None:
 
 
 @ruletest.command(short_help="Make the models of all test cases.")
-@_workspace_option
-@_testcases_option
-@json_option
-@debug_option
-def generate(workspace: str, testcases: str | None, as_json: bool) -> None:
+@options.workspace_option
+@options.testcases_option
+@options.time_limit_option
+@options.json_option
+@options.debug_option
+def generate(workspace: str, testcases: str | None, time_limit: float, as_json: bool) -> None:
     """Make the models of all test cases that the workspace's configuration asks for."""
     log_to_stderr()
     start = time.monotonic()
     opened = steps.workspace_for(workspace, testcases)
-    found = steps.generate(opened)
+    found = steps.generate(opened, time_limit)
     wall_s = time.monotonic() - start
     if as_json:
         print_json(
@@ -56,26 +50,17 @@ def generate(workspace: str, testcases: str | None, as_json: bool) -> None:
         f"before; {wall_s:.1f} s"
     )
     for name, reason in found.refused.items():
-        click.echo(f"  {name} left out: {reason}")
+        click.echo(f"  {name} left out: {one_line(reason)}")
     print_files([opened.results_dir / "origin_testcases.json"])
 
 
 @ruletest.command(short_help="Measure the models on a backend.")
-@_workspace_option
-@click.option("--backend", metavar="NAME", help="Default: the one that the workspace is for.")
-@_testcases_option
-@click.option("--fresh", is_flag=True, help="Measure everything again.")
-@click.option("--retry-failed", is_flag=True, help="Try models again that failed before.")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For one operation on one model.",
-)
-@json_option
-@debug_option
+@options.workspace_option
+@options.backend_option
+@options.testcases_option
+@options.measuring_options
+@options.json_option
+@options.debug_option
 def profile(
     workspace: str,
     backend: str | None,
@@ -122,19 +107,19 @@ def profile(
         f"{len(summary.kept)} kept from before; {wall_s:.1f} s"
     )
     for model, failure in summary.failed.items():
-        click.echo(f"  {model}: {failure.kind}: {failure.reason}")
+        click.echo(f"  {model}: {failure.kind}: {one_line(failure.reason)}")
     print_files([results])
 
 
 @ruletest.command(short_help="Detect the fusion rules.")
-@_workspace_option
+@options.workspace_option
 @click.option(
     "--results",
     metavar="FILE",
     help="Profiled results. Default: results/profiled_results.json of the workspace.",
 )
-@json_option
-@debug_option
+@options.json_option
+@options.debug_option
 def detect(workspace: str, results: str | None, as_json: bool) -> None:
     """Detect the fusion rules from profiled results."""
     log_to_stderr()

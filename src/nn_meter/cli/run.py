@@ -11,8 +11,8 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evi
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.backends.interface import create_workspace
 from nn_meter.builder.profiling.connection import greet
-from nn_meter.cli import steps
-from nn_meter.cli.console import debug_option, json_option, log_to_stderr, print_json
+from nn_meter.cli import options, steps
+from nn_meter.cli.console import log_to_stderr, print_json
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
 
 __all__ = ["run"]
@@ -26,35 +26,12 @@ _FILES = (
 
 
 @click.command(short_help="Do all steps and print which operators fuse.")
-@click.option(
-    "--backend",
-    metavar="NAME",
-    help="One of --list-backends. Default: the workspace's; of a new one, onnxruntime_cpu.",
-)
-@click.option(
-    "--workspace",
-    metavar="PATH",
-    default="./nn-meter-workspace",
-    show_default=True,
-    help="Created if it is not there.",
-)
-@click.option(
-    "--testcases",
-    metavar="NAMES",
-    help="Ask only these, e.g. conv_relu,add_relu. Default: what the configuration asks.",
-)
-@click.option("--fresh", is_flag=True, help="Measure everything again.")
-@click.option("--retry-failed", is_flag=True, help="Try models again that failed before.")
-@click.option(
-    "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
-    default=300.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For one operation on one model; then it is given up and the rest goes on.",
-)
-@json_option
-@debug_option
+@options.backend_option
+@options.workspace_option
+@options.testcases_option
+@options.measuring_options
+@options.json_option
+@options.debug_option
 def run(
     backend: str | None,
     workspace: str,
@@ -66,6 +43,7 @@ def run(
 ) -> None:
     """Do all steps: make the models, measure them, decide which operators fuse.
 
+    A workspace that is not there is created: for the backend, by default onnxruntime_cpu.
     Interrupted at any moment, the same command goes on from there.
     """
     log_to_stderr()
@@ -79,7 +57,7 @@ def run(
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built
-    generated = steps.generate(opened)
+    generated = steps.generate(opened, time_limit)
     profiled, summary = steps.profile(
         opened,
         connected,

@@ -90,11 +90,11 @@ def connect(name: str, workspace: Workspace) -> BaseBackend:
     return backend
 
 
-def generate(workspace: Workspace) -> Generated:
+def generate(workspace: Workspace, time_limit_s: float) -> Generated:
     """Make the models, with progress shown."""
     found = Generated()
     with progress_shown() as progress:
-        generate_testcases(workspace, progress=progress, summary=found)
+        generate_testcases(workspace, time_threshold=time_limit_s, progress=progress, summary=found)
     return found
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from nn_meter.cli.console import one_line
+
 __all__ = ["print_files", "print_table", "verdicts_json"]
 
 _STYLES = {"fused": "green", "separate": "cyan"}
@@ -77,9 +79,10 @@ def print_table(
     click.echo(", ".join(f"{count} {word}" for word, count in counts.most_common()))
     for name, verdict in detected.items():
         if verdict["verdict"] in _OPEN:
-            click.echo(f"  {name} {verdict['verdict']}: {verdict.get('reason', '')}")
+            reason = one_line(str(verdict.get("reason", "")))
+            click.echo(f"  {name} {verdict['verdict']}: {reason}")
     for name, reason in refused.items():
-        click.echo(f"  {name} left out: {reason}")
+        click.echo(f"  {name} left out: {one_line(reason)}")
     if any(verdict["evidence"] == "formula" for verdict in detected.values()):
         click.echo(_FORMULA)
 

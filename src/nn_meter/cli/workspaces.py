@@ -7,7 +7,8 @@ import click
 from nn_meter.builder.backends.interface import PLATFORMS, connect_backend, create_workspace
 from nn_meter.builder.profiling.connection import greet
 from nn_meter.builder.workspace import open_workspace
-from nn_meter.cli.console import debug_option, log_to_stderr, say
+from nn_meter.cli.console import log_to_stderr, say
+from nn_meter.cli.options import debug_option
 
 __all__ = ["connect", "create"]
 

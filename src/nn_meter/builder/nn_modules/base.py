@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from nn_meter.errors import ShapeError
 
-__all__ = ["BaseOperator"]
+__all__ = ["BaseOperator", "input_shapes"]
 
 
 class BaseOperator:
@@ -70,3 +70,16 @@ class BaseOperator:
                 f"{type(self).__name__} on {self.input_shape}: get_output_shape says {expected}, "
                 f"but the model's output has the shape {found}"
             )
+
+
+def input_shapes(operator: BaseOperator) -> list[list[int]]:
+    """The shape of each of an operator's inputs, without the batch dimension.
+
+    An operator with two inputs may have been given the shape of one, which both then have, or a
+    list of two.
+    """
+    given = getattr(operator, "operand_shapes", operator.input_shape)
+    if given and isinstance(given[0], list | tuple):
+        return [[int(size) for size in shape] for shape in given]
+    count = 2 if operator.get_is_two_inputs() else 1
+    return [[int(size) for size in given] for _ in range(count)]

@@ -28,7 +28,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairP
 from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
 from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
 from nn_meter.builder.profiling.process import Worker
-from nn_meter.errors import NNMeterError, OddSizeError, OperatorError
+from nn_meter.errors import NNMeterError, OperatorError, ResultFileError, ShapeError
 from nn_meter.reference import sample_outputs
 
 __all__ = [
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 HANDLER = f"{__name__}:BuildJobs"
-TIME_LIMIT_S = 600.0  # for one test case; a framework that is loaded anew is a few seconds of it
+_LOAD_LIMIT_S = 300.0  # for a framework; seconds are usual
 _DISTRIBUTIONS = {
     "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel"),
     "torch": ("torch",),
@@ -92,7 +92,12 @@ def operator_model(
 
 
 def save_model(
-    implement: str, model: Any, shapes: Sequence[Sequence[int]], stem: Path, key: str = ""
+    implement: str,
+    model: Any,
+    shapes: Sequence[Sequence[int]],
+    stem: Path,
+    key: str = "",
+    check: Callable[[Sequence[Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Save a model of a framework, and what is known of it.
 
@@ -102,6 +107,7 @@ def save_model(
         shapes: Shapes of the inputs without the batch dimension.
         stem: Path of the file, without the framework's suffix.
         key: Hash of all that it was built from.
+        check: Looks at the model's outputs, batch included, and refuses them by raising.
 
     Returns:
         ``{"model", "shapes"}`` as test cases have it, the path relative to the workspace.
@@ -120,6 +126,8 @@ def save_model(
         raise OperatorError(
             f"{path.name} cannot be saved as a model: {type(exc).__name__}: {exc}"
         ) from exc
+    if check is not None:
+        check(outputs)
     info = ModelInfo(
         key=key,
         sha256=hash_model(path),
@@ -231,9 +239,17 @@ def _framework_version(implement: str) -> str:
 
 
 def is_current(path: Path, key: str) -> ModelInfo | None:
-    """The info of a model that was built from the same, and is still there; else None."""
+    """The info of a model that was built from the same, and is still what it was; else None."""
     info = read_info(path)
-    return info if info is not None and info.key == key and path.exists() else None
+    return info if info is not None and info.key == key and is_whole(path, info) else None
+
+
+def is_whole(path: Path, info: ModelInfo | None) -> bool:
+    """Whether a model is still what its info says: there, and not a byte of it changed."""
+    try:
+        return info is not None and hash_model(path) == info.sha256
+    except ResultFileError:
+        return False
 
 
 # --- all models, in worker processes -------------------------------------------------------------
@@ -242,11 +258,24 @@ def is_current(path: Path, key: str) -> ModelInfo | None:
 class BuildJobs:
     """Runs in a worker process, which loads the framework."""
 
+    def load(self, implement: str) -> None:
+        """Import a framework, which takes seconds and is nobody's fault."""
+        get_framework(implement)
+
     def build_chain(self, chain: dict[str, Any], stem: str, key: str) -> dict[str, Any]:
         """Build and save a chain's model."""
         spec = Chain.from_json(chain)
         model, shapes = chain_model(spec)
-        return save_model(spec.implement, model, shapes, Path(stem), key)
+
+        def check(outputs: Sequence[Any]) -> None:
+            planned, found = spec.output_shape(), [int(size) for size in outputs[0].shape[1:]]
+            if found != planned:
+                raise ShapeError(
+                    f"get_output_shape of {spec.ops[-1]} says {planned}, but its output has the "
+                    f"shape {found}; test_operator would have shown it"
+                )
+
+        return save_model(spec.implement, model, shapes, Path(stem), key, check)
 
     def save_testcase(self, entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         """Build and save the models of a test case's class."""
@@ -255,57 +284,67 @@ class BuildJobs:
         case.check_contract()
         return {"name": case.name, "models": case.save_testcase()}
 
-    def plan_pairs(
-        self, pairs: Sequence[Sequence[str]], config: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Work out the shapes of pairs with users' operators, which may import a framework."""
-        found: list[dict[str, Any]] = []
-        for op1, op2 in pairs:
-            try:
-                plan = plan_pair(op1, op2, config)
-            except NNMeterError as exc:
-                found.append({"error": str(exc), "odd": isinstance(exc, OddSizeError)})
-            else:
-                found.append(
-                    {"block": plan.block.to_json(), "second_input": list(plan.second_input)}
-                )
-        return found
-
-
-def plans_elsewhere(
-    pairs: Sequence[tuple[str, str]], config: Mapping[str, Any]
-) -> list[PairPlan | NNMeterError]:
-    """``plan_pair`` of many, in a worker process."""
-    with Worker(HANDLER, what="planning test cases") as worker:
-        answers = worker.call(
-            "plan_pairs", TIME_LIMIT_S, pairs=[list(p) for p in pairs], config=dict(config)
-        )
-    found: list[PairPlan | NNMeterError] = []
-    for answer in answers:
-        if "error" in answer:
-            kind = OddSizeError if answer["odd"] else OperatorError
-            found.append(kind(answer["error"]))
-        else:
-            found.append(
-                PairPlan(
-                    block=Chain.from_json(answer["block"]),
-                    second_input=tuple(answer["second_input"]),
-                )
-            )
-    return found
+    def plan_pair(self, op1: str, op2: str, config: dict[str, Any]) -> dict[str, Any]:
+        """Work out the shapes of a pair with a user's operator, which may import a framework."""
+        plan = plan_pair(op1, op2, config)
+        return {"block": plan.block.to_json(), "second_input": list(plan.second_input)}
 
 
 Task = tuple[str, dict[str, Any]]
 """An operation of ``BuildJobs`` and its arguments."""
 
 
+class _Builder(Worker):
+    """A worker process that builds; a framework is loaded outside the limit of a task."""
+
+    def __init__(self, implement: str, what: str) -> None:
+        super().__init__(HANDLER, what=what)
+        self._implement = implement
+
+    def carry_out(self, task: Task, time_limit_s: float) -> dict[str, Any] | NNMeterError:
+        """Carry out a task; gives the error that it ended with, a crash or the limit included."""
+        operation, arguments = task
+        try:
+            if not self.running:
+                self.call("load", _LOAD_LIMIT_S, implement=self._implement)
+            answer: dict[str, Any] = self.call(operation, time_limit_s, **arguments)
+        except NNMeterError as exc:
+            return exc
+        return answer
+
+
+def plans_elsewhere(
+    pairs: Sequence[tuple[str, str]], config: Mapping[str, Any], time_limit_s: float
+) -> list[PairPlan | NNMeterError]:
+    """``plan_pair`` of many, in a worker process: a crash or a hang costs its pair."""
+    found: list[PairPlan | NNMeterError] = []
+    with _Builder(config["IMPLEMENT"], "asking for its shapes") as worker:
+        for op1, op2 in pairs:
+            task = ("plan_pair", {"op1": op1, "op2": op2, "config": dict(config)})
+            answer = worker.carry_out(task, time_limit_s)
+            found.append(answer if isinstance(answer, NNMeterError) else _plan_of(answer))
+    return found
+
+
+def _plan_of(answer: Mapping[str, Any]) -> PairPlan:
+    return PairPlan(
+        block=Chain.from_json(answer["block"]), second_input=tuple(answer["second_input"])
+    )
+
+
 def run_tasks(
-    tasks: Mapping[str, Task], *, done: Callable[[str], None]
+    tasks: Mapping[str, Task],
+    *,
+    implement: str,
+    time_limit_s: float,
+    done: Callable[[str], None],
 ) -> dict[str, dict[str, Any] | NNMeterError]:
     """Carry out tasks on all cores.
 
     Args:
         tasks: By a name of their own.
+        implement: The framework that they need.
+        time_limit_s: For each task.
         done: Told the name of each that ended.
 
     Returns:
@@ -319,14 +358,10 @@ def run_tasks(
         pool = stack.enter_context(ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1))))
 
         def run(task: Task) -> dict[str, Any] | NNMeterError:
-            if not hasattr(local, "worker"):
-                local.worker = stack.enter_context(Worker(HANDLER, what="building a model"))
-            operation, arguments = task
-            try:
-                answer: dict[str, Any] = local.worker.call(operation, TIME_LIMIT_S, **arguments)
-            except NNMeterError as exc:
-                return exc
-            return answer
+            if not hasattr(local, "builder"):
+                local.builder = stack.enter_context(_Builder(implement, "building it"))
+            builder: _Builder = local.builder
+            return builder.carry_out(task, time_limit_s)
 
         futures = {pool.submit(run, task): name for name, task in tasks.items()}
         try:

@@ -43,7 +43,7 @@ class Formula:
             latency = {name: str(latency) for name, latency in case.latency.items()}
         except NNMeterError:
             raise
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             raise DetectionError(
                 f"{case.name}: its test failed: {type(exc).__name__}: {exc}"
             ) from exc

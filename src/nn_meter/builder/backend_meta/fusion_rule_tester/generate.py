@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -43,27 +45,34 @@ class Generated:
     kept: int = 0
 
 
-def generate(workspace: Workspace, progress: Progress) -> Generated:
+def generate(workspace: Workspace, progress: Progress, time_limit_s: float) -> Generated:
     """Build the models of all test cases that a workspace asks for.
+
+    Args:
+        workspace: Whose configuration asks.
+        progress: Told how far it is.
+        time_limit_s: For building one model, or the models of one test case of the user's.
 
     Raises:
         ConfigError: A size that an op would have to halve is odd; nothing is written.
     """
     config = workspace.operator_config()
     found = Generated()
-    plans = _plan(workspace, config, found)
+    plans = _plan(workspace, config, found, time_limit_s)
     custom = [
         registry.find("testcase", name, config["IMPLEMENT"])
         for name in workspace.ruletest.OTHER_TESTCASES
     ]
     with workspace.lock():
-        _build(workspace, config, plans, custom, found, progress)
+        _build(workspace, config, plans, custom, found, progress, time_limit_s)
     for name, reason in found.refused.items():
         log.warning("%s cannot be built and is left out: %s", name, reason)
     return found
 
 
-def _plan(workspace: Workspace, config: Mapping[str, Any], found: Generated) -> dict[str, PairPlan]:
+def _plan(
+    workspace: Workspace, config: Mapping[str, Any], found: Generated, time_limit_s: float
+) -> dict[str, PairPlan]:
     asked = workspace.ruletest.BASIC_TESTCASES
     everything = isinstance(asked, str)
     if everything:
@@ -75,7 +84,7 @@ def _plan(workspace: Workspace, config: Mapping[str, Any], found: Generated) -> 
         pairs = list(product(names, names))
     else:
         pairs = [(op1, op2) for op1, op2 in (name.split("_") for name in asked)]
-    outcomes = _plan_pairs(pairs, config)
+    outcomes = _plan_pairs(pairs, config, time_limit_s)
     plans: dict[str, PairPlan] = {}
     odd: dict[str, str] = {}
     for (op1, op2), outcome in zip(pairs, outcomes, strict=True):
@@ -101,14 +110,15 @@ def _is_there(op: str, implement: str) -> bool:
 
 
 def _plan_pairs(
-    pairs: list[tuple[str, str]], config: Mapping[str, Any]
+    pairs: list[tuple[str, str]], config: Mapping[str, Any], time_limit_s: float
 ) -> list[PairPlan | NNMeterError]:
     """Plan here where that needs no framework: all pairs of built-in operators."""
     builtin = {e.name for e in registry.entries("operator") if e.origin == "builtin"}
     elsewhere = [pair for pair in pairs if not builtin.issuperset(pair)]
     found: dict[tuple[str, str], PairPlan | NNMeterError] = {}
     if elsewhere:
-        found.update(zip(elsewhere, build.plans_elsewhere(elsewhere, config), strict=True))
+        plans = build.plans_elsewhere(elsewhere, config, time_limit_s)
+        found.update(zip(elsewhere, plans, strict=True))
     for op1, op2 in pairs:
         if (op1, op2) not in found:
             try:
@@ -125,9 +135,11 @@ def _build(
     custom: Iterable[registry.Entry],
     found: Generated,
     progress: Progress,
+    time_limit_s: float,
 ) -> None:
     models = workspace.models_dir
     make_folder(models)
+    _clear_unfinished(models)
     suffix = suffix_of(config["IMPLEMENT"])
     wanted: dict[str, list[tuple[Path, Chain]]] = {}  # by key: every path that it stands at
     for name, plan in plans.items():
@@ -155,18 +167,42 @@ def _build(
                 "save_testcase",
                 {"entry": entry.to_json(), "config": config},
             )
-    outcomes = _run(tasks, progress)
+    outcomes = _run(tasks, config["IMPLEMENT"], progress, time_limit_s)
     broken = {key: str(error) for key, error in outcomes.items() if isinstance(error, NNMeterError)}
     for key, places in wanted.items():
         for path, _ in places:
             if key not in broken and build.is_current(path, key) is None:
                 build.copy_model(sources[key], path)
     _collect(plans, suffix, models, broken, found)
+    rules: dict[str, list[str]] = {}  # by rule: the registered names of the classes that say it
     for name, (record, key) in cases.items():
-        _collect_custom(workspace, name, record, key, outcomes.get(name), found)
+        rule = _collect_custom(workspace, name, record, key, outcomes.get(name), found)
+        if rule is not None:
+            rules.setdefault(rule, []).append(name)
+    for rule, names in rules.items():
+        if len(names) > 1:  # their models lie at the same paths: whose they are, nobody knows
+            del found.testcases[rule]
+            for name in names:
+                cases[name][0].unlink(missing_ok=True)
+                others = ", ".join(other for other in names if other != name)
+                found.refused[name] = f"its class has the name {rule!r}, as that of {others} has"
 
 
-def _run(tasks: Mapping[str, Task], progress: Progress) -> dict[str, dict[str, Any] | NNMeterError]:
+def _clear_unfinished(models: Path) -> None:
+    """Remove what a killed run left half-written; the workspace is locked, nobody else builds."""
+    for path in models.glob(".*"):
+        if path.name == ".info":
+            continue
+        with contextlib.suppress(OSError):  # it is in nobody's way
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _run(
+    tasks: Mapping[str, Task], implement: str, progress: Progress, time_limit_s: float
+) -> dict[str, dict[str, Any] | NNMeterError]:
     count = [0]
 
     def done(name: str) -> None:
@@ -175,7 +211,7 @@ def _run(tasks: Mapping[str, Task], progress: Progress) -> dict[str, dict[str, A
         label = Path(arguments["stem"]).name if operation == "build_chain" else name
         progress("generate", count[0], len(tasks), label)
 
-    return build.run_tasks(tasks, done=done)
+    return build.run_tasks(tasks, implement=implement, time_limit_s=time_limit_s, done=done)
 
 
 def _collect(
@@ -211,7 +247,8 @@ def _recorded(workspace: Workspace, record: Path, key: str) -> dict[str, Any] | 
     try:
         data = read_json(record, "a test case")
         ((name, models),) = read_testcases(data["testcases"]).items()
-        there = all(workspace.resolve(entry["model"]).exists() for entry in models.values())
+        files = [workspace.resolve(entry["model"]) for entry in models.values()]
+        there = all(build.is_whole(file, read_info(file)) for file in files)
     except (ResultFileError, KeyError, ValueError, OSError):
         return None  # damaged: it is built again
     return {"name": name, "models": models} if there and data.get("key") == key else None
@@ -224,13 +261,15 @@ def _collect_custom(
     key: str,
     outcome: dict[str, Any] | NNMeterError | None,
     found: Generated,
-) -> None:
+) -> str | None:
+    """Take up a test case of a class; gives the name of its rule, None if it is refused."""
     if isinstance(outcome, NNMeterError):
         found.refused[name] = str(outcome)
-        return
+        return None
     if outcome is not None:
         write_json(record, {"key": key, "testcases": {outcome["name"]: outcome["models"]}})
         found.built += len(outcome["models"])
     case = outcome if outcome is not None else _recorded(workspace, record, key)
     assert case is not None, record
     found.testcases[case["name"]] = case["models"]
+    return str(case["name"])

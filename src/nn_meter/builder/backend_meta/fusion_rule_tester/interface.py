@@ -23,6 +23,7 @@ __all__ = ["detect_fusion_rule", "generate_testcases"]
 def generate_testcases(
     workspace: Workspace | None = None,
     *,
+    time_threshold: float = 300,
     progress: Progress = silent,
     summary: Generated | None = None,
 ) -> TestCases:
@@ -33,6 +34,8 @@ def generate_testcases(
 
     Args:
         workspace: Default: the one of ``builder_config.init``.
+        time_threshold: Seconds that building one model may take, loading its framework aside; for
+            a test case of your own, all of its models.
         progress: Told how far it is.
         summary: Filled with what was done and what was refused.
 
@@ -45,7 +48,7 @@ def generate_testcases(
         OperatorError: No test case at all can be built.
     """
     workspace = workspace or builder_config.workspace
-    found = generate(workspace, progress)
+    found = generate(workspace, progress, float(time_threshold))
     if summary is not None:
         vars(summary).update(vars(found))
     if not found.testcases:

@@ -46,6 +46,10 @@ class Chain:
     input_shape: tuple[int, ...]
     config: Mapping[str, Any]
 
+    def output_shape(self) -> list[int]:
+        """Shape of what the last operator gives, by its own word."""
+        return list(_walk(self.ops, self.input_shape, self.config)[-1])
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, for a worker process."""
         return {

@@ -40,6 +40,7 @@ class BaseTestCase:
     true_case: str = ""
     deps: ClassVar[Mapping[str, Any]] = {}
     input_shape: list[int] | None = None
+    is_basic: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
         self._kwargs = kwargs
@@ -57,6 +58,11 @@ class BaseTestCase:
         if not isinstance(self.name, str) or PurePath(self.name).name != self.name or not self.name:
             raise OperatorError(
                 f"{who}: name should be text that can stand in a file name, but is {self.name!r}"
+            )
+        if self.name.startswith("BF_") and not self.is_basic:
+            raise OperatorError(
+                f"{who}: name is {self.name!r}, but names that start with BF_ belong to the basic "
+                "test cases"
             )
         if not isinstance(self.cases, Mapping) or not self.cases:
             raise OperatorError(f"{who}: cases should be a dict of cases, but is {self.cases!r}")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
 from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
 from nn_meter.errors import OperatorError
 from nn_meter.reference import reference_inputs
@@ -142,12 +142,12 @@ def seed_weights(seed: int) -> None:
 def chain_model(operators: Sequence[BaseOperator]) -> tuple[onnx.ModelProto, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
     graph = Graph()
-    flowing = graph.input(operators[0].input_shape)
+    flowing = graph.input(input_shapes(operators[0])[0])
     kept: list[str] = []
     for operator in operators:
         inputs: Any = flowing
         if operator.get_is_two_inputs():
-            inputs = [flowing, graph.input(operator.input_shape)]
+            inputs = [flowing, graph.input(input_shapes(operator)[1])]
         outputs = operator.get_model()(graph, inputs)
         flowing, *others = outputs if isinstance(outputs, list | tuple) else [outputs]
         kept += others

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
 from nn_meter.builder.nn_modules.tensorflow.library import (
     ConverterError,
     FunctionNode,
@@ -73,16 +73,16 @@ def chain_model(operators: Sequence[BaseOperator]) -> tuple[Any, list[list[int]]
     shapes: list[list[int]] = []
 
     def graph_input(shape: Sequence[int]) -> Any:
-        shapes.append([int(size) for size in shape])
+        shapes.append(list(shape))
         inputs.append(keras.Input(shapes[-1], batch_size=1, name=f"input_{len(shapes)}"))
         return inputs[-1]
 
-    flowing = graph_input(operators[0].input_shape)
+    flowing = graph_input(input_shapes(operators[0])[0])
     kept: list[Any] = []
     for operator in operators:
         taken: Any = flowing
         if operator.get_is_two_inputs():
-            taken = [flowing, graph_input(operator.input_shape)]
+            taken = [flowing, graph_input(input_shapes(operator)[1])]
         with _blaming(type(operator).__name__):
             outputs = _apply(operator.get_model(), taken)
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
 from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
 from nn_meter.builder.nn_modules.onnx.models import run_model
 from nn_meter.errors import NotInstalledError, OperatorError
@@ -69,9 +69,8 @@ def seed_weights(seed: int) -> None:
 
 def chain_model(operators: Sequence[BaseOperator]) -> tuple[nn.Module, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
-    first = operators[0]
-    taken = [first, *(operator for operator in operators if operator.get_is_two_inputs())]
-    shapes = [[int(size) for size in operator.input_shape] for operator in taken]
+    shapes = input_shapes(operators[0])
+    shapes += [input_shapes(op)[1] for op in operators[1:] if op.get_is_two_inputs()]
     return Chain(operators), shapes
 
 

@@ -1,0 +1,60 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = [
+    "backend_option",
+    "debug_option",
+    "json_option",
+    "measuring_options",
+    "testcases_option",
+    "time_limit_option",
+    "workspace_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+backend_option = click.option(
+    "--backend",
+    metavar="NAME",
+    help="One of --list-backends. Default: the one that the workspace was made for.",
+)
+workspace_option = click.option(
+    "--workspace", metavar="PATH", default="./nn-meter-workspace", show_default=True
+)
+testcases_option = click.option(
+    "--testcases",
+    metavar="NAMES",
+    help="Ask only these, e.g. conv_relu,add_relu. Default: what the configuration asks.",
+)
+time_limit_option = click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For building, or for one operation on, one model; then it is given up and the rest "
+    "goes on.",
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+)
+debug_option = click.option(  # main looks for it
+    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+)
+
+
+def measuring_options(command: F) -> F:
+    """Add the options of commands that measure."""
+    for option in (
+        time_limit_option,
+        click.option("--retry-failed", is_flag=True, help="Try models again that failed before."),
+        click.option("--fresh", is_flag=True, help="Measure everything again."),
+    ):
+        command = option(command)
+    return command
