@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from nn_meter.errors import ResultFileError
 
-__all__ = ["Latency", "ProfiledResults"]
+__all__ = ["Latency", "ProfiledResults", "measured_latency"]
 
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 _AVG_STD = re.compile(rf"\s*({_NUMBER})(?:\s*\+-\s*({_NUMBER}))?\s*")
@@ -95,6 +95,20 @@ class Latency:
 
     def __hash__(self) -> int:
         return hash((self.avg, self.std))
+
+
+def measured_latency(value: float | str | Latency) -> Latency:
+    """A latency that somebody measured: as ``Latency`` takes it, and above 0.
+
+    Raises:
+        ResultFileError: The value is no latency, or its average is 0.
+    """
+    latency = Latency(value)
+    if latency.avg == 0:
+        raise ResultFileError(
+            "a latency of 0 ms was not measured; leave it out where it is not known"
+        )
+    return latency
 
 
 def _number(value: Any) -> float:

@@ -25,7 +25,6 @@ from nn_meter.builder.backends.base import (
     Environment,
     OpensSessions,
     SessionBackend,
-    model_format,
 )
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.backends.openvino.backend import (
@@ -278,7 +277,24 @@ def test_a_model_of_other_shapes_is_refused(backend, first, tmp_path):
             backend.open(converted, shapes)
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".tflite", "", ".h5"])
+IMPLEMENTS = {  # of which a model of that suffix may be
+    ".onnx": {"onnx", "torch"},
+    ".tflite": {"tensorflow"},
+    "": {"tensorflow"},  # a SavedModel
+    ".h5": set(),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        pytest.param(name, suffix, id=f"{name}-{suffix}")
+        for name, kind in KINDS.items()
+        for suffix, implements in IMPLEMENTS.items()
+        if not implements & set(kind.cls.takes)
+    ],
+    indirect=["kind"],
+)
 def test_what_it_cannot_take_is_refused_by_name(backend, suffix, tmp_path):
     path = tmp_path / f"my_model{suffix}"
     if suffix:
@@ -286,14 +302,6 @@ def test_what_it_cannot_take_is_refused_by_name(backend, suffix, tmp_path):
     else:
         path.mkdir()
         (path / "saved_model.pb").write_bytes(b"x")
-    takes = {
-        "onnx": {"onnx", "torch"},
-        "tflite": {"tensorflow"},
-        "saved_model": {"tensorflow"},
-        "other": set(),
-    }[model_format(path)]
-    if takes & set(backend.takes):
-        pytest.skip("it takes this")
     saves = tmp_path / "saves"
     saves.mkdir()
     with pytest.raises(ConversionError) as refusal:

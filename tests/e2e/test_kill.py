@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -66,6 +66,21 @@ class Run:
         return code
 
 
+@pytest.fixture
+def start(user) -> Iterator[Callable[[], Run]]:
+    """Start a run; whatever comes of the test, it does not outlive it."""
+    runs: list[Run] = []
+
+    def _start() -> Run:
+        runs.append(Run(user))
+        return runs[-1]
+
+    yield _start
+    for run in runs:
+        run.process.kill()
+        run.process.wait(timeout=60)
+
+
 def workers(user: User, but: int = 0) -> list[psutil.Process]:
     """Processes that run on behalf of a user, whoever their parent is now."""
     found = []
@@ -107,14 +122,14 @@ def assert_ended_as_told(run: Run, number: signal.Signals, code: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS, ids=[number.name for number in SIGNALS])
-def test_killed_inside_a_test_case_while_the_runtime_measures(user, number):
+def test_killed_inside_a_test_case_while_the_runtime_measures(user, start, number):
     place = workspace(
         user,
         RUNS,
         BASIC_TESTCASES=[name.removeprefix("BF_") for name in (FIRST, SECOND, THIRD)],
         OTHER_TESTCASES=[],
     )
-    run = Run(user)
+    run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 3)
     code = run.kill(number)
 
@@ -177,10 +192,10 @@ def assert_every_latency_is_of_all_runs(place: Path) -> None:
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_killed_in_a_stage(user, stage, number):
+def test_killed_in_a_stage(user, start, stage, number):
     """All default test cases, so that each stage takes a while; the signal comes as it begins."""
     place = workspace(user, 10, **SMALL)
-    run = Run(user)
+    run = start()
     run.wait_for(lambda: f"(nn-Meter) {stage}: " in run.printed)
     code = run.kill(number)
 
@@ -220,10 +235,10 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(user):
     ]
 
 
-def test_a_worker_that_dies_costs_its_test_case(user):
+def test_a_worker_that_dies_costs_its_test_case(user, start):
     """As when a model crashes the runtime: the rest goes on, and the model can be tried again."""
     place = workspace(user, RUNS, BASIC_TESTCASES=["conv_relu", "dwconv_relu"], OTHER_TESTCASES=[])
-    run = Run(user)
+    run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 3)
     (worker,) = workers(user, but=run.process.pid)
     worker.kill()
@@ -252,9 +267,9 @@ def test_a_worker_that_dies_costs_its_test_case(user):
     assert not (place / "fusion_rule_test/results/profile_error.log").exists()
 
 
-def test_two_runs_do_not_write_into_one_workspace(user):
+def test_two_runs_do_not_write_into_one_workspace(user, start):
     workspace(user, RUNS, BASIC_TESTCASES=["conv_relu"], OTHER_TESTCASES=[])
-    run = Run(user)
+    run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 1)
 
     line = user.fail(4, "run", "--workspace", "ws")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -166,6 +167,16 @@ def test_settings_do_not_change():
 
 # --- refusals ------------------------------------------------------------------------------------
 
+
+def bomb(form: str, alias: str) -> str:
+    """Twenty keys, each of which stands for ten times as much as the one before."""
+    lines = ["A0: &a0 {x: 1}"]
+    for number in range(1, 21):
+        inner = ", ".join([f"{alias}a{number - 1}"] * 10)
+        lines.append(f"A{number}X{number}: &a{number} {form.format(inner)}")
+    return "\n".join(lines)
+
+
 POSITIVE = "a whole number of at least 1"
 REFUSED = [
     # text; what the message has to hold
@@ -239,6 +250,11 @@ REFUSED = [
     ("MINE: !!int ''", ["no valid YAML"]),
     (f"MINE: {'9' * 5000}", ["no valid YAML"]),
     (f"MINE: {'[' * 700}", ["no valid YAML"]),
+    (f"MINE: {'x' * 2**18}", ["is larger than 262144 bytes"]),
+    (f"MINE: {'ö' * 2**17}", ["is larger than 262144 bytes"]),
+    # a few lines that stand for 10**20 values
+    (bomb("[{}]", "*"), ["no valid YAML", "its aliases", "more than 100000 values"]),
+    (bomb("{{<<: [{}]}}", "*"), ["no valid YAML", "its aliases"]),
     # what the process that builds or measures cannot be told
     ("MINE: 2022-06-14", ["MINE", "text, numbers", "found datetime.date(2022, 6, 14)", "quotes"]),
     ("MINE: {1: a}", ["MINE", "text, numbers", "found {1: 'a'}"]),
@@ -262,6 +278,7 @@ def test_a_bad_file_is_refused_in_words_that_help(refusal, text, words):
     ("text", "words"),
     [
         ("THREADS: 0", ["THREADS", POSITIVE, "found 0"]),
+        ("THREADS: 5000", ["THREADS", f"each of {os.cpu_count()} cores", "found 5000"]),
         ("RUNS: 0", ["RUNS", POSITIVE, "found 0"]),
         ("WARMUPS: -1", ["WARMUPS", "a whole number of at least 0", "found -1"]),
         ("WARMUPS: ten", ["WARMUPS", "a whole number of at least 0", "found 'ten'"]),
@@ -275,6 +292,20 @@ def test_bad_backend_settings_are_refused(text, words):
     message = str(caught.value)
     assert message.startswith("backend_config.yaml: ")
     assert [word for word in words if word not in message] == [], message
+
+
+def test_as_many_threads_as_four_for_each_core():
+    most = 4 * os.cpu_count()
+    assert validate(DebugSettings, {"THREADS": most}, "b.yaml").as_dict()["THREADS"] == most
+    with pytest.raises(ConfigError, match=f"at most {most}"):
+        validate(DebugSettings, {"THREADS": most + 1}, "b.yaml")
+
+
+def test_aliases_of_a_sensible_size_are_taken(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("LIST: &list [a, b]\nTWICE: [*list, *list]\nMAP: &map {c: 1}\nM: {<<: *map}\n")
+    config = load(path).as_dict()
+    assert (config["TWICE"], config["M"]) == ([["a", "b"], ["a", "b"]], {"c": 1})
 
 
 def test_a_file_that_is_not_there_or_is_no_text_is_refused(tmp_path):

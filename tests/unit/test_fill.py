@@ -49,7 +49,6 @@ BLOCK = f"{MODELS}/BF_conv_relu_block"
         (np.float32(0.5), "0.5 +- 0.0"),
         (np.int64(3), "3.0 +- 0.0"),
         (Decimal("1.5"), "1.5 +- 0.0"),
-        (0, "0.0 +- 0.0"),
     ],
 )
 def test_a_latency_may_be_written_in_many_ways(value, text):
@@ -63,6 +62,24 @@ def test_a_latency_may_be_written_in_many_ways(value, text):
 )
 def test_a_path_may_be_written_in_many_ways(path):
     assert "latency" in fill_latency(some_testcases(), {path: 1})["BF_conv_relu"]["conv"]
+
+
+def test_an_absolute_path_is_one_in_the_workspace_in_use(workspace):
+    with pytest.raises(ResultFileError, match="no test case has this model"):
+        fill_latency(some_testcases(), {Path("/ws") / CONV: 1})
+    root = workspace().path
+    given = some_testcases()
+    given["BF_conv_relu"]["block"]["model"] = str(root / BLOCK)
+    for relu in (f"{MODELS}/BF_conv_relu_relu", root / MODELS / "BF_conv_relu_relu"):
+        for conv, block in ((CONV, root / BLOCK), (str(root / CONV), BLOCK)):
+            filled = fill_latency(given, {conv: 1, block: 2, relu: 3})["BF_conv_relu"]
+            assert [entry["latency"][0] for entry in filled.values()] == ["1", "3", "2"]
+
+
+@pytest.mark.parametrize("latencies", [None, [1, 2], "fast", {3: 1}, {None: 1}])
+def test_what_is_no_dict_of_latencies(latencies):
+    with pytest.raises(ResultFileError, match=r"dict of a model's path|path of a model is text"):
+        fill_latency(some_testcases(), latencies)
 
 
 def test_what_is_not_named_stays_and_what_was_given_too():
@@ -105,7 +122,23 @@ def test_a_path_that_no_test_case_has_is_refused_with_the_nearest():
 
 
 NO_LATENCIES = [
-    *(float("nan"), float("inf"), -1, -0.5, 10**400, True, None, [], {}, object(), "", "fast"),
+    *(
+        0,
+        "0.0 +- 0.1",
+        Latency(0),
+        float("nan"),
+        float("inf"),
+        -1,
+        -0.5,
+        10**400,
+        True,
+        None,
+        [],
+        {},
+        object(),
+        "",
+        "fast",
+    ),
     *("1 ms", "1 +- ", "+- 1", "-1 +- 1", "1 +- -1", "nan", "nan +- nan", "1e999", "inf", "1,5"),
     np.array([1.0, 2.0]),
     Decimal("sNaN"),
@@ -137,7 +170,9 @@ def test_latencies_typed_in_are_read(tmp_path):
         assert found["block"]["latency"] is None
 
 
-@pytest.mark.parametrize("value", [*(-1, True, [], {}, "", "fast", "1 ms", "-1 +- 1"), 10**400])
+@pytest.mark.parametrize(
+    "value", [*(0, "0 +- 1", -1, True, [], {}, "", "fast", "1 ms", "-1 +- 1"), 10**400]
+)
 def test_what_is_no_latency_is_refused_with_test_case_and_model(tmp_path, value):
     typed = some_testcases()
     typed["BF_conv_relu"]["block"]["latency"] = value

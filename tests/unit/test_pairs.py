@@ -188,7 +188,7 @@ def test_an_operator_that_does_not_say_what_comes_out(operator, body, reason):
         ("def get_model(self): raise KeyError('DILATION')", "KeyError: 'DILATION'"),
         ("def get_model(self): return lambda graph, x: 1 / 0", "ZeroDivisionError"),
         ("def get_model(self): return lambda graph, x: graph.op('Rleu', [x])", "no valid ONNX"),
-        ("def get_model(self): os._exit(3)", "building a model ended with exit code 3"),
+        ("def get_model(self): os._exit(3)", "building it ended with exit code 3"),
     ],
 )
 def test_an_operator_that_cannot_be_built_costs_its_test_cases(
@@ -551,7 +551,7 @@ def test_a_damaged_record_of_a_test_case_is_made_again(workspace, testcase):
         (('["sigmoid", "relu"]', '["sigmiod"]'), "no operator 'sigmiod'; did you mean 'sigmoid'"),
         (('["sigmoid", "relu"]', '["never"]'), "AssertionError: no case names it"),
         (("def _model_block", "def _model_blocks"), "Mine does not define _model_block"),
-        (("graph = Graph()", "os._exit(4)"), "building a model ended with exit code 4"),
+        (("graph = Graph()", "os._exit(4)"), "building it ended with exit code 4"),
         (('"MyRule"', '"../MyRule"'), "Mine: name should be text that can stand in a file name"),
         (('{"MON": True}', '["MON"]'), "Mine: deps should be a dict of rules"),
         (("[self.input_shape]\n", "3\n"), "cannot be built: TypeError"),

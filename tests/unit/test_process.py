@@ -181,6 +181,13 @@ def test_last_words_are_not_lost_and_not_endless(worker):
     assert len(str(caught.value)) < 5000
 
 
+def test_words_of_an_earlier_call_explain_no_crash(worker):
+    worker.call("say", words="of the first call\n")
+    worker.call("echo", value=1)
+    with pytest.raises(WorkerCrashedError, match=r"^my_backend was ended by SIGSEGV$"):
+        worker.call("signalled", 30, number=int(signal.SIGSEGV))
+
+
 def test_last_words_are_waited_for(worker, monkeypatch):
     read = process._keep_tail
 
@@ -309,6 +316,25 @@ def test_a_program_that_is_no_interpreter(tmp_path):
         with pytest.raises(WorkerCrashedError, match="answered what is no answer: b'hello"):
             worker.call("echo", value=1)
         assert not worker.running
+
+
+@pytest.mark.parametrize("python", ["/bin/false", "/bin/ls", "/bin/echo"])
+def test_what_answered_nothing_is_named_with_the_key(python):
+    with (
+        Worker(HANDLER, python=python, what="my_backend") as worker,
+        pytest.raises(WorkerCrashedError, match=rf"^my_backend .*PYTHON: '{python}' has not answ"),
+    ):
+        worker.call("echo", value=1)
+
+
+def test_an_interpreter_that_answered_is_none_to_doubt(tmp_path):
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    with Worker(HANDLER, python=str(script), what="my_backend") as worker:
+        worker.call("echo", value=1)
+        with pytest.raises(WorkerCrashedError, match=r"^my_backend ended with exit code 3: bye$"):
+            worker.call("last_words", words="bye", code=3)
 
 
 def test_an_interpreter_at_home(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import yaml
 
 from nn_meter import registry
 from nn_meter.builder import convert_models, profile_models
-from nn_meter.builder.backend_meta.fusion_rule_tester import generate_testcases
+from nn_meter.builder.backend_meta.fusion_rule_tester import detect_fusion_rule, generate_testcases
 from nn_meter.builder.backends import BaseBackend, BaseParser, BaseProfiler, connect_backend
 from nn_meter.builder.backends.base import Environment, SessionBackend
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
@@ -292,6 +292,22 @@ def test_more_runs_go_on_from_those_that_are_there(generated, workspace):
         assert sizes == dict.fromkeys(("relu_1", "relu_2", "block"), total)
 
 
+def test_a_backend_made_by_hand_keeps_its_runs_and_warmups(generated, fake):
+    _, origin = generated
+    backend = fake({"RUNS": 7, "WARMUPS": 0})
+    profile_models(backend, origin)
+    assert set(runs_of(backend, warmups=0).values()) == {7}
+
+
+@pytest.mark.parametrize(("key", "value"), [("RUNS", 0), ("RUNS", "ten"), ("WARMUPS", -1)])
+def test_runs_of_a_backend_made_by_hand_that_cannot_be(generated, fake, key, value):
+    _, origin = generated
+    backend = fake({key: value})
+    with pytest.raises(ConfigError, match=f"^Fake: {key} must be a whole number"):
+        profile_models(backend, origin)
+    assert backend.opened == []
+
+
 # --- Ctrl-C --------------------------------------------------------------------------------------
 
 
@@ -501,7 +517,8 @@ def test_a_conversion_to_another_model_is_refused(generated, fake, monkeypatch):
     for _ in range(2):  # a check that failed is made again, not taken for passed
         found = profile_models(fake(), origin, retry_failed=True)
         error = found["BF_dwconv_relu"]["dwconv"]["error"]
-        assert error["kind"] == "refused"
+        assert error["kind"] == "wrong output"
+        assert detect_fusion_rule(found)["BF_dwconv_relu"]["verdict"] == "undecided"
         assert "computes something else than its source" in error["reason"]
         assert "latency" not in found["BF_dwconv_relu"]["dwconv"]
         assert len(latencies(found)["BF_conv_relu"]) == 3
@@ -578,14 +595,17 @@ def test_other_shapes_are_another_environment(generated, fake, workspace):
         assert summary.measured == measured
 
 
-def test_a_damaged_mark_is_refused_before_anything_is_measured(generated, fake):
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+def test_a_damaged_mark_is_moved_aside_and_made_again(generated, fake, caplog, content):
     ws, origin = generated
-    (ws.results_dir / "Fake").mkdir()
-    (ws.results_dir / "Fake" / "environment.json").write_text("{")
-    backend = fake()
-    with pytest.raises(ResultFileError, match=r"Fake/environment\.json"):
-        profile_models(backend, origin)
-    assert backend.calls == []
+    folder = ws.results_dir / "Fake"
+    folder.mkdir()
+    (folder / "environment.json").write_text(content)
+    with caplog.at_level(logging.WARNING):
+        profile_models(fake(), origin)
+    assert f"moved to {folder / 'environment.json.damaged'}" in caplog.text
+    assert (folder / "environment.json.damaged").read_text() == content
+    assert read_json(folder / "environment.json", "environment")["runtime"] == "fake"
 
 
 def test_the_environment_of_a_backend_that_does_not_say(generated):
@@ -678,11 +698,15 @@ def test_a_backend_with_a_method_for_files(generated, cls):
             "a latency of -1.0",
         ),
         (
+            type("Zero", (Own,), {"profile": lambda *a, **k: {"latency": Latency(0, 0.1)}}),
+            "a latency of 0 ms was not measured",
+        ),
+        (
             type("Lost", (Own,), {"convert_model": lambda *a: "/gone"}),
             "should return the path of the converted model, but returned '/gone'",
         ),
     ],
-    ids=["no profiler", "no answer", "negative", "no model"],
+    ids=["no profiler", "no answer", "negative", "zero", "no model"],
 )
 def test_a_backend_that_does_not_keep_the_contract(generated, cls, words):
     _, origin = generated
@@ -766,6 +790,32 @@ def test_converting_first(generated, fake):
     assert all(len(given) == 3 for given in latencies(found).values())
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"converted": 5}',
+        '{"converted": "/bin/sh"}',
+        '{"converted": "../outside"}',
+        "[]",
+        "[" * 9999,
+        '{"converted": "' + "x" * 999 + '"}',
+        '{"converted": "a\\u0000"}',
+        "{}",
+    ],
+    ids=lambda content: content[:25],
+)
+def test_a_damaged_note_of_what_was_converted_is_none(generated, fake, content):
+    ws, origin = generated
+    origin = {"BF_relu_relu": origin["BF_relu_relu"]}
+    first = convert_models(fake(), origin)
+    for note in ws.converted_dir.rglob("converted.json"):
+        note.write_text(content)
+        (note.parent.parent / "outside").touch()
+    backend = fake()
+    assert convert_models(backend, origin) == first
+    assert len(backend.converted) == 2
+
+
 def test_what_was_converted_before_stays(generated, fake):
     ws, origin = generated
     first = convert_models(fake(), origin)
@@ -810,6 +860,29 @@ def test_converting_skips_what_has_a_latency(generated, fake):
         ({"mode": "predbuild"}, "mode: 'predbuild' is unknown.*'ruletest'"),
         ({"metrics": []}, "'latency' has to be among them"),
         ({"metrics": ["energy"]}, "'latency' has to be among them"),
+        ({"metrics": 3}, "metrics must be a list of names, not 3"),
+        ({"metrics": None}, "metrics must be a list of names, not None"),
+        ({"metrics": ["latency", 3]}, "metrics must be a list of names"),
+        *(
+            ({"save_name": name}, "save_name must be the plain name of a file that ends in .json")
+            for name in ("samples.db", "../../x.json", "/tmp/x.json", "a/x.json", "", None, 3)
+        ),
+        *(
+            ({"save_name": name}, "save_name must be the plain name")
+            for name in (
+                ".json",
+                ".x.json",
+                "x\0.json",
+                "\ud800.json",
+                "x" * 300 + ".json",
+                "x.JSON",
+            )
+        ),
+        *(
+            ({"save_name": f"{name}.json"}, "save_name: .* is a file of another purpose")
+            for name in ("origin_testcases", "detected_results", "detected_fusion_rule")
+        ),
+        ({"save_name": "environment.json"}, "save_name: .* is a file of another purpose"),
         ({"time_threshold": 0}, "time_threshold must be a number of seconds above 0, not 0"),
         ({"time_threshold": -1}, "time_threshold"),
         ({"time_threshold": "long"}, "time_threshold"),
@@ -820,6 +893,17 @@ def test_arguments_that_cannot_be(generated, fake, arguments, words):
     ws, origin = generated
     with pytest.raises(ConfigError, match=words):
         profile_models(fake(), origin, **arguments)
+    assert os.listdir(ws.results_dir) == ["origin_testcases.json"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("function", [profile_models, convert_models])
+@pytest.mark.parametrize("backend", ["onnxruntime_cpu", None, Fake], ids=str)
+def test_what_is_no_backend(generated, function, backend):
+    ws, origin = generated
+    with pytest.raises(BackendError, match="is no backend; give what connect_backend returned"):
+        function(backend, origin)
+    with pytest.raises(ConfigError, match="save_name must be"):
+        function(Own(), origin, save_name="samples.db")
     assert os.listdir(ws.results_dir) == ["origin_testcases.json"]  # noqa: PTH208
 
 

@@ -250,6 +250,28 @@ def test_a_store_that_is_damaged_inside_is_refused_when_read(tmp_path):
         use()
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "read"),
+    [
+        ("visits SET samples", b"1234567", lambda s, c: s.samples(c, "T", HASHES)),
+        ("visits SET samples", "text", lambda s, c: s.samples(c, "T", HASHES)),
+        ("visits SET metrics", "{", lambda s, c: s.metrics(c, "T", HASHES)),
+        ("visits SET metrics", "[]", lambda s, c: s.metrics(c, "T", HASHES)),
+        ("visits SET metrics", b"\xff", lambda s, c: s.metrics(c, "T", HASHES)),
+        ("environments SET data", "", lambda s, c: s.provenance("T", "a", "1.0 +- 0.1")),
+        ("environments SET data", "3", lambda s, c: s.provenance("T", "a", "1.0 +- 0.1")),
+    ],
+)
+def test_columns_that_hold_something_else_are_refused_by_file(store, column, value, read):
+    campaign = new_campaign(store)
+    store.add_round(store.load(campaign), "T", visits(1))
+    store.add_reported(store.environment("cpu", CPU), "T", {"a": "1.0 +- 0.1"})
+    read(store, campaign)
+    store._db.execute(f"UPDATE {column} = ?", [value])
+    with pytest.raises(ResultFileError, match=r"samples\.db: the sample store cannot be used"):
+        read(store, campaign)
+
+
 @pytest.mark.parametrize("there", ["folder", "file in place of its folder"])
 def test_a_store_that_cannot_be_opened(tmp_path, there):
     path = tmp_path / "results" / "samples.db"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from nn_meter import registry
 from nn_meter.builder import builder_config
@@ -136,6 +137,22 @@ def test_where_no_workspace_can_be_made(tmp_path, monkeypatch, path):
     assert files_in(tmp_path) == {"file"}
 
 
+@pytest.mark.parametrize("version", [True, False, 0, -1, 1.0, "1", None])
+def test_a_format_that_cannot_be_is_refused(tmp_path, version):
+    path = create_workspace(tmp_path / "ws", platform="debug")
+    write_json(path / "workspace.json", {"version": version, "platform": "debug"})
+    with pytest.raises(WorkspaceError, match=rf"workspace\.json.*format {version!r};"):
+        open_workspace(path)
+
+
+def test_the_key_that_tells_where_models_are_is_not_the_users(tmp_path):
+    path = create_workspace(tmp_path / "ws", platform="debug")
+    file = path / "configs" / "ruletest_config.yaml"
+    file.write_text("MODEL_DIR: /mine\n")
+    with pytest.raises(ConfigError, match=f"^{file}: MODEL_DIR cannot be set"):
+        open_workspace(path)
+
+
 def test_a_newer_format_is_refused(tmp_path):
     path = create_workspace(tmp_path / "ws", platform="debug")
     write_json(path / "workspace.json", {"version": 2, "platform": "debug"})
@@ -221,6 +238,22 @@ def test_a_workspace_that_another_process_holds_is_refused_by_its_number(workspa
     finally:
         holder.kill()
         holder.communicate()
+
+
+@pytest.mark.parametrize("said", ["", "soon", None])
+def test_a_holder_that_has_not_said_its_number(workspace, said):
+    ws = workspace()
+    holder = ws.ruletest_dir / ".lock-holder"
+    ws.ruletest_dir.mkdir()
+    if said is not None:
+        holder.write_text(said)
+    other = FileLock(ws.ruletest_dir / ".lock")
+    with (
+        other,
+        pytest.raises(WorkspaceError, match=f"^{ws.path}: another run is using this workspace"),
+        ws.lock(),
+    ):
+        pass
 
 
 def test_the_lock_of_one_run_is_taken_more_than_once(workspace):

@@ -33,6 +33,10 @@ class Handler:
     def echo(self, value: object) -> object:
         return value
 
+    def say(self, words: str) -> None:
+        sys.stderr.write(words)
+        sys.stderr.flush()
+
     def last_words(self, words: str, code: int) -> NoReturn:
         sys.stderr.write(words)
         sys.stderr.flush()

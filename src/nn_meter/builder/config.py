@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import math
+import os
 import reprlib
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
@@ -42,8 +43,31 @@ S = TypeVar("S", bound="Settings")
 # --- reading -------------------------------------------------------------------------------------
 
 
+_MOST_BYTES = 2**18
+_MOST_VALUES = 100_000
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice."""
+    """SafeLoader that refuses a key given twice, and aliases that stand for very much."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases (*name) stand for more than {_MOST_VALUES} values")
+        return node
+
+
+def _values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """How many values a node holds once each alias is replaced by what it stands for."""
+    if id(node) not in counted:
+        counted[id(node)] = 1  # met again inside itself: that is refused later
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        counted[id(node)] = 1 + sum(_values(part, counted) for part in inner)
+    return counted[id(node)]
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -84,10 +108,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping with text keys.
 
     Raises:
-        ConfigError: It cannot be read, is no YAML, gives a key twice, or holds something else.
+        ConfigError: It cannot be read, is no YAML, gives a key twice, holds something else, or
+            very much.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(f"{path}: is larger than {_MOST_BYTES} bytes, so no configuration")
+        text = content.decode()
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     try:
@@ -252,6 +281,8 @@ Names = Annotated[list[str], BeforeValidator(_no_entries)]
 Positive = Annotated[int, Field(ge=1, le=2**20)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 _POSITIVE = "a whole number of at least 1 (at most 1048576)"
+_CORES = os.cpu_count() or 1
+_THREADS = f"a whole number of at least 1 (at most {4 * _CORES}: four for each of {_CORES} cores)"
 _COUNT = "a whole number of at least 0"
 
 
@@ -424,7 +455,9 @@ def _pair(source: str, name: str, operators: Collection[str]) -> str:
 class BackendSettings(Settings):
     """``backend_config.yaml``: the keys that every built-in backend has."""
 
-    THREADS: Positive = _key(1, "Threads that the runtime may use.", _POSITIVE)
+    THREADS: Annotated[int, Field(ge=1, le=4 * _CORES)] = _key(
+        1, "Threads that the runtime may use.", _THREADS
+    )
     RUNS: Positive = _key(50, "Measured runs of each model.", _POSITIVE)
     WARMUPS: Count = _key(10, "Runs of each model before the first measured one.", _COUNT)
     PYTHON: str | None = _key(

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from nn_meter import registry
 from nn_meter.builder.config import RuletestConfig, read_yaml
-from nn_meter.errors import ResultFileError, WorkspaceError
+from nn_meter.errors import ConfigError, ResultFileError, WorkspaceError
 
 __all__ = [
     "BuilderConfig",
@@ -42,6 +42,7 @@ __all__ = [
 
 _VERSION = 1
 _MARK = "workspace.json"
+_MODEL_DIR = "MODEL_DIR"
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -190,11 +191,8 @@ class Workspace:
             lock = FileLock(path, timeout=0, is_singleton=True)
             lock.acquire()
         except Timeout as exc:
-            name = "unknown"
-            with contextlib.suppress(OSError, ValueError):
-                name = holder.read_text(encoding="utf-8")
             raise WorkspaceError(
-                f"{self.path}: another run (process {name}) is using this workspace; wait for it, "
+                f"{self.path}: another run{_number(holder)} is using this workspace; wait for it, "
                 "or use another workspace"
             ) from exc
         except OSError as exc:
@@ -208,7 +206,16 @@ class Workspace:
 
     def operator_config(self) -> dict[str, Any]:
         """The plain dict that operators and test cases get: all keys, and where models go."""
-        return {**self.ruletest.as_dict(), "MODEL_DIR": str(self.ruletest_dir)}
+        return {**self.ruletest.as_dict(), _MODEL_DIR: str(self.ruletest_dir)}
+
+
+def _number(holder: Path) -> str:
+    """Which process holds a workspace; nothing while it has not said so yet."""
+    try:
+        number = holder.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+    return f" (process {number})" if number.isdigit() else ""
 
 
 def create_workspace(
@@ -281,12 +288,19 @@ def open_workspace(path: Path | str) -> Workspace:
             "or another --…-workspace"
         )
     backend = folder / "configs" / "backend_config.yaml"
+    platform = _platform(folder / _MARK)
+    config = RuletestConfig.load(
+        ruletest, operators=_names("operator"), testcases=_names("testcase")
+    )
+    if _MODEL_DIR in config.as_dict():
+        raise ConfigError(
+            f"{ruletest}: {_MODEL_DIR} cannot be set: operators and test cases find there where "
+            "this workspace keeps its models; choose another name for a key of your own"
+        )
     return Workspace(
         path=folder,
-        platform=_platform(folder / _MARK),
-        ruletest=RuletestConfig.load(
-            ruletest, operators=_names("operator"), testcases=_names("testcase")
-        ),
+        platform=platform,
+        ruletest=config,
         backend_config=read_yaml(backend) if backend.is_file() else {},
     )
 
@@ -303,7 +317,7 @@ def _platform(mark: Path) -> str:
     except ResultFileError as exc:
         raise WorkspaceError(str(exc)) from exc
     version = data.get("version")
-    if not isinstance(version, int) or version > _VERSION:
+    if type(version) is not int or not 1 <= version <= _VERSION:
         raise WorkspaceError(
             f"{mark}: the workspace has the format {version!r}; "
             f"this nn-Meter knows up to {_VERSION}"

@@ -1,8 +1,9 @@
 """WHERE models run: the contract of a backend, and a folder per runtime, alike inside.
 
 Who lives here: `base` (contract and values), `interface` (finding and connecting a backend, making
-a workspace for one), `worker` (the process in which a runtime runs), and per runtime `backend` (the
-only module that imports it) and `settings` (its keys of ``backend_config.yaml``).
+a workspace for one), `spec` (making one again in another process), `inputs` (which input is which),
+and per runtime `backend` (the only module that imports it) and `settings` (its keys of
+``backend_config.yaml``).
 """
 
 from __future__ import annotations

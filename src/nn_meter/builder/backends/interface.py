@@ -10,6 +10,7 @@ from typing import Any
 
 from nn_meter import registry
 from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.backends.spec import BackendSpec
 from nn_meter.builder.config import (
     BackendSettings,
     RuletestConfig,
@@ -20,17 +21,15 @@ from nn_meter.builder.config import (
 )
 from nn_meter.builder.workspace import Workspace, builder_config
 from nn_meter.builder.workspace import create_workspace as _create
-from nn_meter.errors import BackendError, ConfigError, NNMeterError, RegistrationError
+from nn_meter.errors import BackendError, ConfigError, RegistrationError
 
 __all__ = [
     "PLATFORMS",
-    "BackendSpec",
     "Platform",
     "connect_backend",
     "create_workspace",
     "list_backends",
     "platform_of",
-    "spec_of",
 ]
 
 
@@ -96,51 +95,6 @@ PLATFORMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackendSpec:
-    """What it takes to make a backend again, in another process.
-
-    Attributes:
-        entry: The registry's entry of its class.
-        configs: The checked keys of ``backend_config.yaml``.
-    """
-
-    entry: registry.Entry
-    configs: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-    def make(self) -> BaseBackend:
-        """Make the backend.
-
-        Raises:
-            RegistrationError: Its class cannot be loaded.
-            BackendError: Its class raises something of its own.
-        """
-        cls = registry.load(self.entry)
-        try:
-            backend: BaseBackend = cls(dict(self.configs))
-        except NNMeterError:
-            raise
-        except Exception as exc:
-            raise BackendError(
-                f"backend {self.name}: {cls.__name__} cannot be made of the keys of "
-                f"backend_config.yaml: {type(exc).__name__}: {exc}"
-            ) from exc
-        return backend
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values, for a worker process."""
-        return {"entry": self.entry.to_json(), "configs": self.configs}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BackendSpec:
-        """Read ``to_json`` back."""
-        return cls(entry=registry.Entry.from_json(data["entry"]), configs=dict(data["configs"]))
-
-
 def platform_of(backend_name: str) -> Platform | None:
     """The platform of a built-in backend; None for one of the user's."""
     return next((p for p in PLATFORMS.values() if backend_name in p.backends), None)
@@ -194,12 +148,6 @@ def connect_backend(backend_name: str, workspace: Workspace | None = None) -> Ba
     backend = spec.make()
     backend.spec = spec  # type: ignore[attr-defined]
     return backend
-
-
-def spec_of(backend: BaseBackend) -> BackendSpec | None:
-    """The spec of a connected backend; None for one that a user made without connecting."""
-    spec = getattr(backend, "spec", None)
-    return spec if isinstance(spec, BackendSpec) else None
 
 
 def create_workspace(path: Path | str, *, platform: str = "", backend: str = "") -> Path:

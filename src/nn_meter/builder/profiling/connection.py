@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any, Self
 
 from nn_meter.builder.backends.base import BaseBackend, Environment
-from nn_meter.builder.backends.interface import BackendSpec, spec_of
+from nn_meter.builder.backends.spec import BackendSpec, spec_of
+from nn_meter.builder.config import BackendSettings, validate
 from nn_meter.builder.profiling.jobs import HANDLER, BackendJobs, unknown_environment
 from nn_meter.builder.profiling.measure import Caller
 from nn_meter.builder.profiling.process import Worker
@@ -46,12 +47,19 @@ class Connection:
         backend: Connected by ``connect_backend``: its runtime then runs in processes of its own; or
             made by the user: it runs here.
         options: What else belongs to the environment of what is measured.
+
+    Raises:
+        ConfigError: RUNS or WARMUPS of a backend made by the user cannot be.
+        BackendError: The backend cannot be reached.
     """
 
     def __init__(self, backend: BaseBackend, options: Mapping[str, Any] | None = None) -> None:
         self._backend = backend
         self.spec: BackendSpec | None = spec_of(backend)
         self.name = self.spec.name if self.spec else type(backend).__name__
+        self.settings = _settings(
+            self.spec.configs if self.spec else getattr(backend, "configs", {}), self.name
+        )
         self.measuring: Caller = self._caller()
         try:
             facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
@@ -92,6 +100,12 @@ class Connection:
 
     def _caller(self) -> Caller:
         return _caller(self._backend)
+
+
+def _settings(configs: Mapping[str, Any], source: str) -> BackendSettings:
+    """The keys that measuring reads itself; a backend made by hand brings them unchecked."""
+    ours = {key: configs[key] for key in ("RUNS", "WARMUPS") if key in configs}
+    return validate(BackendSettings, ours, source)
 
 
 def greet(backend: BaseBackend) -> str:

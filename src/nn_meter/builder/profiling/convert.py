@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
@@ -83,12 +83,14 @@ def _known(folder: Path, model: Model) -> str | None:
     """The converted model of an earlier run, if it is there."""
     try:
         converted = json.loads((folder / _DONE).read_text(encoding="utf-8"))["converted"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not converted yet, or not to the end
-    if converted is None:  # the backend takes the model as it is
-        return str(model.path)
-    path = folder / converted
-    return str(path) if path.exists() else None
+        if converted is None:  # the backend takes the model as it is
+            return str(model.path)
+        inside = PurePath(converted)
+        if inside.is_absolute() or ".." in inside.parts or not (folder / inside).exists():
+            return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # not converted yet, or not to the end; or the file is damaged
+    return str(folder / inside)
 
 
 def _convert(caller: Caller, folder: Path, model: Model, time_limit_s: float) -> Model | Failure:

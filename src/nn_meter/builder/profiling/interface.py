@@ -78,8 +78,13 @@ def convert_models(
     Returns:
         The test cases, each model with ``converted_model``, ready for
         ``profile_models(have_converted=True)``. One that fails has ``error`` instead.
+
+    Raises:
+        ConfigError: An argument cannot be, e.g. a ``save_name`` that is no plain name.
+        ResultFileError: The test cases are not of the guide's form, or a model is missing.
+        BackendError: The backend cannot be reached, or is none.
     """
-    _check_mode(mode)
+    _check(backend, mode, save_name)
     time_limit_s = _time_limit(time_threshold)
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
@@ -153,14 +158,13 @@ def profile_models(
         The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``.
 
     Raises:
+        ConfigError: An argument cannot be, e.g. a ``save_name`` that is no plain name.
         ResultFileError: The test cases are not of the guide's form, or a model is missing.
-        BackendError: The backend cannot be reached.
+        BackendError: The backend cannot be reached, or is none.
     """
-    _check_mode(mode)
+    _check(backend, mode, save_name)
     time_limit_s = _time_limit(time_threshold)
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    if "latency" not in metrics:
-        raise ConfigError("metrics: 'latency' has to be among them")
+    metrics = _metric_names(metrics)
     summary = summary if summary is not None else ProfileSummary()
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
@@ -183,7 +187,7 @@ def profile_models(
             environment=number,
             campaign=store.campaign(number, fresh=fresh),
             testcases=testcases,
-            metrics=tuple(metrics),
+            metrics=metrics,
             time_limit_s=time_limit_s,
             save_name=save_name,
             summary=summary,
@@ -199,9 +203,22 @@ def _settings(workspace: Workspace) -> dict[str, Any]:
     return {"models": workspace.ruletest.model_settings()}
 
 
-def _check_mode(mode: str) -> None:
+def _check(backend: Any, mode: str, save_name: Any) -> None:
+    """Refuse what cannot be asked before anything is done."""
+    if not isinstance(backend, BaseBackend):
+        raise BackendError(f"{backend!r:.80} is no backend; give what connect_backend returned")
     if mode != "ruletest":
         raise ConfigError(f"mode: {mode!r} is unknown; this nn-Meter knows 'ruletest'")
+    results.check_save_name(save_name)
+
+
+def _metric_names(metrics: Any) -> tuple[str, ...]:
+    names = (metrics,) if isinstance(metrics, str) else metrics
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"metrics must be a list of names, not {metrics!r:.80}")
+    if "latency" not in names:
+        raise ConfigError("metrics: 'latency' has to be among them")
+    return tuple(names)
 
 
 def _time_limit(seconds: float) -> float:
@@ -309,12 +326,7 @@ class _Run:
         return all(any(set(self.metrics) <= set(row) for row in rows) for rows in found.values())
 
     def _plan(self, models: Sequence[Model]) -> FixedPlan:
-        return FixedPlan([model.name for model in models], runs=self._config("RUNS", 50))
-
-    def _config(self, key: str, default: int) -> int:
-        spec = self.connection.spec
-        value = spec.configs.get(key, default) if spec else default
-        return value if isinstance(value, int) else default
+        return FixedPlan([model.name for model in models], runs=self.connection.settings.RUNS)
 
     def _convert(self, todo: dict[str, list[Model]], progress: Progress) -> dict[str, list[Model]]:
         if self.connection.own_file_method:
@@ -389,7 +401,7 @@ class _Run:
                 checked=lambda model, found: self.store.add_check(
                     self.environment, model.hash, found
                 ),
-                warmups=self._config("WARMUPS", 10),
+                warmups=self.connection.settings.WARMUPS,
                 time_limit_s=limit,
             )
             self.summary.runtime_s += measure_samples(

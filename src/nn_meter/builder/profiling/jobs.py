@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nn_meter import registry
 from nn_meter.builder.backends.base import (
     BaseBackend,
     Describes,
@@ -23,8 +22,9 @@ from nn_meter.builder.backends.base import (
     Shapes,
     ShowsGraph,
 )
+from nn_meter.builder.backends.spec import BackendSpec
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
-from nn_meter.latency import Latency
+from nn_meter.latency import measured_latency
 from nn_meter.reference import reference_inputs, sample_outputs
 
 __all__ = ["HANDLER", "BackendJobs", "opens_sessions"]
@@ -65,15 +65,7 @@ class BackendJobs:
 
     def connect(self, spec: Mapping[str, Any]) -> None:
         """Make the backend of a ``BackendSpec`` in plain values."""
-        entry = registry.Entry.from_json(spec["entry"])
-        try:
-            self._backend = registry.load(entry)(dict(spec["configs"]))
-        except NNMeterError:
-            raise
-        except Exception as exc:
-            raise BackendError(
-                f"backend {entry.name} cannot be made: {type(exc).__name__}: {exc}"
-            ) from exc
+        self._backend = BackendSpec.from_json(spec).make()
 
     @property
     def backend(self) -> BaseBackend:
@@ -152,10 +144,10 @@ class BackendJobs:
             save_path: A folder for what is converted.
             converted: The converted model, if there is one: then that is profiled.
             shapes: Shapes of the inputs without the batch dimension.
-            metrics: Which metrics.
+            metrics: Which metrics; ``latency`` is among them.
 
         Returns:
-            A value per metric; latencies as ``"avg +- std"`` in ms.
+            A value per metric; the latency as ``"avg +- std"`` in ms.
         """
         shapes = [list(shape) for shape in shapes]
         if converted is None:
@@ -167,10 +159,9 @@ class BackendJobs:
                 f"{type(self.backend).__name__} was asked for {', '.join(metrics)} and answered "
                 f"{results!r}"
             )
-        return {
-            metric: str(Latency(results[metric])) if metric == "latency" else results[metric]
-            for metric in metrics
-        }
+        found = {metric: results[metric] for metric in metrics}
+        found["latency"] = str(measured_latency(found["latency"]))
+        return found
 
 
 def unknown_environment(name: str, configs: Mapping[str, Any]) -> Environment:

@@ -73,6 +73,12 @@ def failure_of(error: NNMeterError) -> Failure:
     return Failure(kind=kind, reason=reason)
 
 
+def _wrong_output(difference: str) -> Failure:
+    """No refusal: the runtime or the conversion took the model for another one."""
+    reason = f"the converted model computes something else than its source: {difference}"
+    return Failure(kind="wrong output", reason=reason)
+
+
 def open_models(
     caller: Caller,
     models: Sequence[Model],
@@ -110,9 +116,7 @@ def open_models(
                 difference = compare_outputs(found, model.reference)
                 checked(model, difference)
                 if difference is not None:
-                    raise ConversionError(
-                        f"the converted model computes something else than its source: {difference}"
-                    )
+                    raise ModelFailedError(model, _wrong_output(difference))
             if warmups:
                 caller.call("time", time_limit_s, key=model.name, runs=warmups)
 

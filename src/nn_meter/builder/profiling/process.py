@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from nn_meter import errors
+from nn_meter.builder.profiling.worker import NEW_CALL
 from nn_meter.errors import NNMeterError, NotInstalledError, TimeLimitError, WorkerCrashedError
 
 __all__ = ["Worker"]
@@ -66,6 +67,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._tail: collections.deque[bytes] = collections.deque()
+        self._answered = False
         self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -139,6 +141,7 @@ class Worker:
             ) from exc
         self._answers = queue.SimpleQueue()
         self._tail = collections.deque()
+        self._answered = False
         self._readers = [
             threading.Thread(target=target, args=(stream, sink), daemon=True)
             for target, stream, sink in (
@@ -164,6 +167,7 @@ class Worker:
             self.stop()
             raise TimeLimitError(
                 f"{self._what} took longer than its time limit of {timeout_s:g} s and was stopped"
+                + self._doubt()
             ) from None
         except BaseException:  # Ctrl-C: an answer still to come would be taken for a later one's
             self.stop()
@@ -176,7 +180,10 @@ class Worker:
             data = None
         if not isinstance(data, dict):
             self.stop()
-            raise WorkerCrashedError(f"{self._what} answered what is no answer: {answer[:200]!r}")
+            raise WorkerCrashedError(
+                f"{self._what} answered what is no answer: {answer[:200]!r}{self._doubt()}"
+            )
+        self._answered = True
         if "error" in data:
             raise _decode_error(data["error"])
         return data["ok"]
@@ -209,9 +216,18 @@ class Worker:
             how = f"was ended by {names.get(-code, f'signal {-code}')}"
         else:
             how = f"ended with exit code {code}"
-        words = b"".join(self._tail).decode(errors="replace").strip()
-        last = words.splitlines()[-1] if words else ""
-        return WorkerCrashedError(f"{self._what} {how}" + (f": {last}" if last else ""))
+        words = b"".join(self._tail).rpartition(NEW_CALL)[2].decode(errors="replace").strip()
+        last = f": {words.splitlines()[-1]}" if words else ""
+        return WorkerCrashedError(f"{self._what} {how}{last}{self._doubt()}")
+
+    def _doubt(self) -> str:
+        """That the interpreter may be none, while it has answered nothing."""
+        if self._answered or self._python == sys.executable:
+            return ""
+        return (
+            f" (PYTHON: {self._python!r} has not answered once; it should be a Python interpreter "
+            "that has numpy and the runtime)"
+        )
 
 
 def _read_lines(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:

@@ -12,10 +12,17 @@ from typing import Any
 
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.workspace import Workspace, atomic_write, read_json, write_json
-from nn_meter.errors import NNMeterError, ResultFileError
-from nn_meter.latency import Latency
+from nn_meter.errors import ConfigError, NNMeterError, ResultFileError
+from nn_meter.latency import measured_latency
 
-__all__ = ["TestCases", "read_testcases", "results_folder", "write_results"]
+__all__ = [
+    "TestCases",
+    "check_save_name",
+    "read_testcases",
+    "read_view",
+    "results_folder",
+    "write_results",
+]
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +30,35 @@ TestCases = dict[str, dict[str, dict[str, Any]]]
 """Test case -> model -> ``{"model", "shapes", "latency"}``, as the guide prints it."""
 
 ENVIRONMENT_FILE = "environment.json"
+
+_TAKEN = (
+    "origin_testcases.json",
+    "detected_results.json",
+    "detected_fusion_rule.json",
+    ENVIRONMENT_FILE,
+)
+
+
+def check_save_name(name: Any) -> None:
+    """Refuse a name of a result file that leads elsewhere, or to a file of another purpose.
+
+    Raises:
+        ConfigError: It is no plain name that ends in ``.json``, or one that is taken.
+    """
+    plain = (
+        isinstance(name, str)
+        and name.endswith(".json")
+        and name.isprintable()
+        and not name.startswith(".")
+        and not set(name) & set("/\\")
+        and len(name.encode()) <= 200  # file systems take 255, and a temporary name is longer
+    )
+    if not plain:
+        raise ConfigError(
+            f"save_name must be the plain name of a file that ends in .json, not {name!r:.200}"
+        )
+    if name.lower() in _TAKEN:
+        raise ConfigError(f"save_name: {name} is a file of another purpose; choose another name")
 
 
 def read_testcases(
@@ -69,7 +105,7 @@ def _read_model(model: Any, *, latency_only: bool) -> dict[str, Any]:
         raise ResultFileError("should be a dict with model, shapes and latency")
     found = dict(model)
     if found.get("latency") is not None:
-        found["latency"] = str(Latency(found["latency"]))
+        found["latency"] = str(measured_latency(found["latency"]))
     if isinstance(found.get("model"), Path):
         found["model"] = str(found["model"])
     if not latency_only:
@@ -132,8 +168,7 @@ def results_folder(workspace: Workspace, backend: str, environment: Environment)
     folder = workspace.results_dir / backend
     mark = folder / ENVIRONMENT_FILE
     found = environment.to_json()
-    if mark.is_file():
-        earlier = read_json(mark, "an environment")
+    if earlier := read_view(mark, "an environment"):
         key = earlier.pop("key", "earlier")
         if key == environment.key:
             return folder
@@ -160,6 +195,29 @@ def _move_results(source: Path, target: Path) -> None:
             file.replace(target / file.name)
     except OSError as exc:
         raise ResultFileError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def read_view(path: Path, what: str) -> dict[str, Any]:
+    """Read a view that is made again anyway: one that is damaged is moved aside.
+
+    Returns:
+        What it holds; nothing if there is no such file, or no sound one.
+
+    Raises:
+        ResultFileError: It is damaged and cannot be moved.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path, what)
+    except ResultFileError as exc:
+        aside = path.with_name(f"{path.name}.damaged")
+        try:
+            path.replace(aside)
+        except OSError as error:
+            raise ResultFileError(f"{exc}; and it cannot be moved to {aside}: {error}") from exc
+        log.warning("%s; it was moved to %s and is made again", exc, aside)
+        return {}
 
 
 def write_results(workspace: Workspace, folder: Path | None, name: str, data: Any) -> None:

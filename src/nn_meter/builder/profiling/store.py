@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from nn_meter.builder.backends.base import Environment, Samples
 from nn_meter.errors import ResultFileError
 
 __all__ = ["Failure", "Provenance", "Store"]
+
+T = TypeVar("T")
 
 _VERSION = 1
 _SCHEMA = """
@@ -58,8 +60,9 @@ class Failure:
     """Why a model has no latency.
 
     Attributes:
-        kind: ``refused`` (by the runtime or the conversion), ``crashed``, ``time limit`` or
-            ``failed`` (anything else).
+        kind: ``refused`` (by the runtime or the conversion), ``wrong output`` (the converted model
+            computes something else than its source), ``crashed``, ``time limit`` or ``failed``
+            (anything else).
         reason: In the words of whoever said it.
     """
 
@@ -242,6 +245,13 @@ class Store:
         except sqlite3.Error as exc:
             raise self._unusable(exc) from exc
 
+    def _read(self, reader: Callable[[Any], T], value: Any) -> T:
+        """Read what stands in a column; a file may be sound for SQLite, and damaged for us."""
+        try:
+            return reader(value)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise self._unusable(exc) from exc
+
     def _unusable(self, exc: Exception) -> ResultFileError:
         return ResultFileError(
             f"{self._path}: the sample store cannot be used: {exc}; unless the disk is full or "
@@ -262,7 +272,7 @@ class Store:
         """
         found: dict[str, list[Samples]] = {model: [] for model in hashes}
         for model, blob in self._visits(campaign, testcase, hashes, "samples"):
-            found[model].append(np.frombuffer(blob, dtype="<i8").astype(np.int64))
+            found[model].append(self._read(_samples, blob))
         return found
 
     def metrics(
@@ -271,7 +281,7 @@ class Store:
         """As ``samples``, of a backend that gives metrics and no samples."""
         found: dict[str, list[dict[str, Any]]] = {model: [] for model in hashes}
         for model, text in self._visits(campaign, testcase, hashes, "metrics"):
-            found[model].append(json.loads(text))
+            found[model].append(self._read(_mapping, text))
         return found
 
     def _visits(
@@ -318,7 +328,18 @@ class Store:
         if not rows:
             return None
         ((backend, data, key),) = rows
-        return Provenance(backend=backend, environment=json.loads(data), key=key)
+        return Provenance(backend=backend, environment=self._read(_mapping, data), key=key)
+
+
+def _samples(blob: Any) -> Samples:
+    return np.frombuffer(blob, dtype="<i8").astype(np.int64)
+
+
+def _mapping(text: Any) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise TypeError(f"{text!r:.80} should be a JSON object")
+    return found
 
 
 def read_provenance(

@@ -22,7 +22,10 @@ from typing import Any, TextIO
 
 from nn_meter import errors
 
-__all__ = ["encode_error", "main"]
+__all__ = ["NEW_CALL", "encode_error", "main"]
+
+NEW_CALL = b"\x1e"
+"""Stands in standard error before what a call prints: an earlier call's words explain no crash."""
 
 
 def main(handler: str) -> None:
@@ -41,6 +44,7 @@ def main(handler: str) -> None:
     served: Any = None
     while True:
         request = json.loads(requests.get())
+        os.write(2, NEW_CALL)
         try:
             if served is None:
                 served = getattr(importlib.import_module(module), name)()

@@ -11,9 +11,14 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evi
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
-from nn_meter.builder.profiling.results import TestCases, read_testcases, write_results
+from nn_meter.builder.profiling.results import (
+    TestCases,
+    read_testcases,
+    read_view,
+    write_results,
+)
 from nn_meter.builder.profiling.store import Provenance, read_provenance
-from nn_meter.builder.workspace import Workspace, builder_config, read_json, write_json
+from nn_meter.builder.workspace import Workspace, builder_config, write_json
 from nn_meter.errors import DetectionError, OperatorError
 from nn_meter.progress import Progress, silent
 
@@ -141,11 +146,8 @@ def _earlier_rules(
 ) -> dict[str, Any]:
     """Rules of the workspace that were found in the same environment."""
     path = (folder or workspace.results_dir) / "detected_fusion_rule.json"
-    if not path.is_file():
-        return {}
-    rules = read_json(path, "fusion rules")
     return {
         name: rule
-        for name, rule in rules.items()
+        for name, rule in read_view(path, "fusion rules").items()
         if isinstance(rule, dict) and "obey" in rule and rule.get("environment") == environment
     }

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from nn_meter.builder.backends.base import (
     Array,
@@ -17,6 +15,7 @@ from nn_meter.builder.backends.base import (
     SessionBackend,
     Shapes,
     model_format,
+    time_calls,
 )
 from nn_meter.errors import ModelRejectedError, NotInstalledError
 from nn_meter.reference import reference_inputs
@@ -61,13 +60,7 @@ class OnnxRuntimeSession:
             self._kept.append(value)
 
     def time(self, n: int) -> Samples:
-        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter_ns
-        samples = np.empty(n, dtype=np.int64)
-        for i in range(n):
-            start = clock()
-            run(binding)
-            samples[i] = clock() - start
-        return samples
+        return time_calls(partial(self._session.run_with_iobinding, self._binding), n)
 
     def outputs(self, feeds: Sequence[Array]) -> list[Array]:
         outputs: list[Array] = self._session.run(None, dict(zip(self._names, feeds, strict=True)))

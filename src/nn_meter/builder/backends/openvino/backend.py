@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from nn_meter.builder.backends.base import (
     SessionProfiler,
     Shapes,
     model_format,
+    time_calls,
 )
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.errors import (
@@ -112,13 +112,7 @@ class OpenVINOSession:
 
     def time(self, n: int) -> Samples:
         # By default infer would copy every output.
-        run, clock = partial(self._request.infer, share_outputs=True), time.perf_counter_ns
-        samples = np.empty(n, dtype=np.int64)
-        for i in range(n):
-            start = clock()
-            run()
-            samples[i] = clock() - start
-        return samples
+        return time_calls(partial(self._request.infer, share_outputs=True), n)
 
     def outputs(self, feeds: Sequence[Array]) -> list[Array]:
         if len(feeds) != len(self._kept):

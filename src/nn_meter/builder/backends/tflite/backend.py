@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import numpy as np
 
 from nn_meter.builder.backends.base import (
     Array,
@@ -22,6 +19,7 @@ from nn_meter.builder.backends.base import (
     SessionProfiler,
     Shapes,
     model_format,
+    time_calls,
 )
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.errors import (
@@ -88,13 +86,7 @@ class TFLiteSession:
 
     def time(self, n: int) -> Samples:
         # The wrapper's own method: while anything holds the one below it, LiteRT refuses to run.
-        run, clock = self._interpreter.invoke, time.perf_counter_ns
-        samples = np.empty(n, dtype=np.int64)
-        for i in range(n):
-            start = clock()
-            run()
-            samples[i] = clock() - start
-        return samples
+        return time_calls(self._interpreter.invoke, n)
 
     def outputs(self, feeds: Sequence[Array]) -> list[Array]:
         try:
