@@ -26,6 +26,7 @@ from nn_meter.builder.backends.base import Environment, SessionBackend
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.nn_modules.info import info_file
 from nn_meter.builder.profiling.interface import ProfileSummary
+from nn_meter.builder.profiling.measure import identity
 from nn_meter.builder.workspace import read_json
 from nn_meter.errors import (
     BackendError,
@@ -100,7 +101,7 @@ def fake(generated):
     for case, models in origin.items():
         for name, entry in models.items():
             info = json.loads(info_file(ws.resolve(entry["model"])).read_text())
-            names.setdefault(info["sha256"][:20], f"{case}_{name}")
+            names.setdefault(identity(info["sha256"], info["shapes"])[:20], f"{case}_{name}")
 
     def _fake(configs=None, **faults):
         """Faults by operation and model, joined by two underscores."""
@@ -190,6 +191,22 @@ def test_a_foreign_model_without_shapes_is_refused(generated, fake):
         profile_models(fake(), {"BF_conv_relu": {"conv": {"model": "foreign.onnx"}}})
 
 
+def test_a_model_in_other_shapes_is_measured_anew(generated, tmp_path):
+    ws, _ = generated
+    dynamic = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 18]>'
+        "g (float[1, N] x) => (float[1, N] y) { y = Relu(x) }"
+    )
+    onnx.save(dynamic, ws.path / "dynamic.onnx")
+    backend = connect_backend("onnxruntime_cpu")
+    latency = []
+    for size in (16, 2**20):
+        case = {"BF_conv_relu": {"block": {"model": "dynamic.onnx", "shapes": [[size]]}}}
+        found = profile_models(backend, case)
+        latency.append(Latency(found["BF_conv_relu"]["block"]["latency"]))
+    assert latency[1].avg > 3 * latency[0].avg
+
+
 def test_files_of_a_run(generated, fake):
     ws, origin = generated
     found = profile_models(fake(), origin)
@@ -254,6 +271,15 @@ def test_fresh_measures_everything_again_and_keeps_what_was(generated, fake):
     assert summary.measured == CASES
     assert set(runs_of(again).values()) == {50}
     assert count(ws, "rounds") == 60
+    summary = ProfileSummary()
+    profile_models(fake(), origin, summary=summary)
+    assert summary.kept == CASES
+
+
+def test_fresh_puts_aside_only_what_it_asks(generated, fake):
+    _, origin = generated
+    profile_models(fake(), origin)
+    profile_models(fake(), {CASES[0]: origin[CASES[0]]}, fresh=True)
     summary = ProfileSummary()
     profile_models(fake(), origin, summary=summary)
     assert summary.kept == CASES
@@ -572,6 +598,7 @@ def test_another_environment_starts_new_files_and_the_first_comes_back(generated
     assert str(folder / key) in caplog.text
     assert {file.name: file.read_text() for file in (folder / key).glob("*.json")} == first
     assert {file.name for file in folder.glob("*.json")} == {
+        "origin_testcases.json",
         "profiled_results.json",
         "environment.json",
     }

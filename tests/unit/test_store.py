@@ -68,15 +68,18 @@ def test_samples_of_another_content_do_not_count(store):
     assert listed(store.samples(campaign, "T", {"a": "hash-a"})) == {"a": [[1]]}
 
 
-def test_a_fresh_campaign_starts_from_nothing_and_deletes_nothing(store):
+def test_what_is_put_aside_no_longer_counts_and_is_not_deleted(store):
     environment = store.environment("cpu", CPU)
-    first = store.campaign(environment)
-    store.add_round(store.load(first), "T", visits(1))
-    assert store.campaign(environment) == first
-    second = store.campaign(environment, fresh=True)
-    assert listed(store.samples(second, "T", HASHES)) == {"a": [], "b": []}
-    assert store.campaign(environment) == second
-    assert listed(store.samples(first, "T", HASHES)) == {"a": [[1]], "b": [[1]]}
+    campaign = store.campaign(environment)
+    store.add_round(store.load(campaign), "T", visits(1))
+    store.add_round(store.load(campaign), "other", visits(2))
+    store.add_failure(campaign, "T", "a", "hash-a", Failure(kind="failed", reason="no"))
+    store.retire(campaign, ["T"])
+    assert store.campaign(environment) == campaign
+    assert listed(store.samples(campaign, "T", HASHES)) == {"a": [], "b": []}
+    assert store.failures(campaign, "T", HASHES) == {}
+    assert listed(store.samples(campaign, "other", HASHES)) == {"a": [[2]], "b": [[2]]}
+    assert listed(store.samples(campaign + 1, "T", HASHES)) == {"a": [[1]], "b": [[1]]}
 
 
 def test_environments_are_kept_apart(store):

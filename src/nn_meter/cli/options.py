@@ -54,7 +54,7 @@ def measuring_options(command: F) -> F:
     for option in (
         time_limit_option,
         click.option("--retry-failed", is_flag=True, help="Try models again that failed before."),
-        click.option("--fresh", is_flag=True, help="Measure everything again."),
+        click.option("--fresh", is_flag=True, help="Measure what is asked again, from the start."),
     ):
         command = option(command)
     return command

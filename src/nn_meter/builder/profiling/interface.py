@@ -20,7 +20,7 @@ from nn_meter.builder.profiling.plan import FixedPlan
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases, read_testcases
 from nn_meter.builder.profiling.store import Failure, Store
-from nn_meter.builder.workspace import Workspace, builder_config, make_folder
+from nn_meter.builder.workspace import Workspace, builder_config, make_folder, write_json
 from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileError
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, silent
@@ -149,7 +149,7 @@ def profile_models(
         broken_point_mode: Skip models that have a latency already.
         time_threshold: Seconds that one operation on a model may take.
         workspace: Default: the one of ``builder_config.init``.
-        fresh: Measure everything again; earlier samples are kept, but do not count.
+        fresh: Measure these test cases again; earlier samples are kept, but do not count.
         retry_failed: Try models again that failed in an earlier call.
         progress: Told how far it is.
         summary: Filled with what was done.
@@ -185,13 +185,15 @@ def profile_models(
             connection=connection,
             store=store,
             environment=number,
-            campaign=store.campaign(number, fresh=fresh),
+            campaign=store.campaign(number),
             testcases=testcases,
             metrics=metrics,
             time_limit_s=time_limit_s,
             save_name=save_name,
             summary=summary,
         )
+        if fresh:
+            store.retire(run.campaign, testcases)
         if retry_failed:
             store.forget_failures(run.campaign)
         run.profile(have_converted, broken_point_mode, progress)
@@ -232,7 +234,7 @@ def _models(workspace: Workspace, testcase: str, case: Mapping[str, dict[str, An
     found = []
     for name, entry in case.items():
         path = workspace.resolve(entry["model"])
-        digest = hash_model(path)
+        content = hash_model(path)
         info = read_info(path)
         if "shapes" not in entry:
             if info is None:
@@ -241,14 +243,16 @@ def _models(workspace: Workspace, testcase: str, case: Mapping[str, dict[str, An
                     "give the shapes of its inputs"
                 )
             entry["shapes"] = [list(shape) for shape in info.shapes]
+        shapes = entry["shapes"]
+        told = info is not None and info.sha256 == content and info.shapes == shapes
         found.append(
             Model(
                 name=name,
                 path=path,
-                hash=digest,
-                shapes=entry["shapes"],
+                hash=measure.identity(content, shapes),
+                shapes=shapes,
                 converted=entry.get("converted_model"),
-                reference=info.outputs if info is not None and info.sha256 == digest else None,
+                reference=info.outputs if info is not None and told else None,
             )
         )
     return found
@@ -470,11 +474,22 @@ class _Run:
         self.folder = results.results_folder(
             self.workspace, self.connection.name, self.connection.environment
         )
+        write_json(self.folder / "origin_testcases.json", self._origin())
         self.viewed_at_s = time.monotonic()
         try:
             yield
         finally:
             self._write_views()
+
+    def _origin(self) -> TestCases:
+        """The test cases as they were generated, without what was measured."""
+        return {
+            name: {
+                model: {key: entry[key] for key in ("model", "shapes")}
+                for model, entry in case.items()
+            }
+            for name, case in self.testcases.items()
+        }
 
     def _refresh_view(self) -> None:
         if time.monotonic() - self.viewed_at_s > _VIEW_EVERY_S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,15 @@ from nn_meter.errors import (
 )
 from nn_meter.reference import compare_outputs
 
-__all__ = ["Caller", "Model", "ModelFailedError", "failure_of", "measure_samples", "open_models"]
+__all__ = [
+    "Caller",
+    "Model",
+    "ModelFailedError",
+    "failure_of",
+    "identity",
+    "measure_samples",
+    "open_models",
+]
 
 
 class Caller(Protocol):
@@ -38,7 +47,7 @@ class Model:
     Attributes:
         name: Its name within the test case.
         path: Its file.
-        hash: Hash of its content.
+        hash: Its ``identity``.
         shapes: Shapes of its inputs without the batch dimension.
         converted: What the backend made of it; None: not converted (yet).
         reference: A sample of its outputs in its own framework; None: there is none.
@@ -50,6 +59,12 @@ class Model:
     shapes: Sequence[Sequence[int]]
     converted: str | None = None
     reference: Sequence[dict[str, Any]] | None = None
+
+
+def identity(content: str, shapes: Sequence[Sequence[int]]) -> str:
+    """What a model is known by: the hash of its file, and the shapes that it runs with."""
+    sizes = [[int(size) for size in shape] for shape in shapes]
+    return hashlib.sha256(f"{content} {sizes}".encode()).hexdigest()
 
 
 class ModelFailedError(Exception):

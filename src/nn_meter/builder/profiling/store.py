@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,18 +143,35 @@ class Store:
         )
         return int(number)
 
-    def campaign(self, environment: int, *, fresh: bool = False) -> int:
-        """The campaign to go on with: the latest in this environment, or a new one.
+    def campaign(self, environment: int) -> int:
+        """The campaign of an environment: the loads that count."""
+        rows = self._rows("SELECT min(id) FROM campaigns WHERE environment = ?", environment)
+        number = rows[0][0]
+        return int(number) if number is not None else self._new_campaign(environment)
 
-        Args:
-            environment: Number of the environment.
-            fresh: Start a new one, so that everything is measured again; nothing is deleted.
+    def retire(self, campaign: int, testcases: Iterable[str]) -> None:
+        """Put what was measured of test cases aside, so that it no longer counts.
+
+        Nothing is deleted: their loads move to a campaign of their own.
         """
-        ((latest,),) = self._rows(
-            "SELECT max(id) FROM campaigns WHERE environment = ?", environment
-        )
-        if latest is not None and not fresh:
-            return int(latest)
+        names = list(testcases)
+        with self._transaction():
+            ((environment,),) = self._rows(
+                "SELECT environment FROM campaigns WHERE id = ?", campaign
+            )
+            retired = self._new_campaign(environment)
+            for name in names:
+                self._rows(
+                    "UPDATE loads SET campaign = ? WHERE campaign = ? "
+                    "AND id IN (SELECT load FROM rounds WHERE testcase = ?)",
+                    *(retired, campaign, name),
+                )
+                self._rows(
+                    "UPDATE failures SET campaign = ? WHERE campaign = ? AND testcase = ?",
+                    *(retired, campaign, name),
+                )
+
+    def _new_campaign(self, environment: int) -> int:
         return self._insert(
             "INSERT INTO campaigns (environment, started) VALUES (?, ?)", environment, time.time()
         )

@@ -194,7 +194,7 @@ def chain_key(chain: Chain) -> str:
 
 def testcase_key(entry: registry.Entry, config: Mapping[str, Any]) -> str:
     """Hash of all that the models of a test case's class are built from."""
-    return _key(dict(config), source_key(entry, config["IMPLEMENT"]))
+    return _key(pair_shapes.model_config(config), source_key(entry, config["IMPLEMENT"]))
 
 
 def _key(*parts: Any) -> str:

@@ -12,7 +12,7 @@ from nn_meter.builder.nn_modules.base import BaseOperator
 from nn_meter.builder.nn_modules.frameworks import layout_of
 from nn_meter.errors import NNMeterError, OddSizeError, OperatorError, ShapeError
 
-__all__ = ["Chain", "PairPlan", "make_operators", "plan_pair"]
+__all__ = ["Chain", "PairPlan", "make_operators", "model_config", "plan_pair"]
 
 _LARGEST = 2**27  # values in one tensor: 0.5 GB of float32
 
@@ -122,11 +122,16 @@ def plan_pair(op1: str, op2: str, config: Mapping[str, Any]) -> PairPlan:
             implement=config["IMPLEMENT"],
             ops=(op1, op2),
             input_shape=shape,
-            config={key: config[key] for key in config if key not in _NOT_FOR_MODELS},
+            config=model_config(config),
         )
         return PairPlan(block=block, second_input=tuple(middle))
     odd = next((reason for reason in reasons if isinstance(reason, OddSizeError)), None)
     raise odd or reasons[-1]
+
+
+def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that models depend on."""
+    return {key: config[key] for key in config if key not in _NOT_FOR_MODELS}
 
 
 def _three_d(config: Mapping[str, Any]) -> tuple[int, ...]:
