@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
-__all__ = ["Progress", "silent"]
+__all__ = ["Progress", "logged"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the stage (``profile``), how many are done, of how many, and the one at hand."""
 
 
-def silent(stage: str, done: int, total: int, name: str) -> None:
-    """Tell nobody."""
+def logged(stage: str, done: int, total: int, name: str) -> None:
+    """Tell the log, at level INFO: ``logging.basicConfig(level=logging.INFO)`` shows it."""
+    log.info("%s: %d of %d %s", stage, done, total, name)

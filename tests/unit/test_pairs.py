@@ -119,22 +119,21 @@ OWN = """
 
     class Own(BaseOperator):
         def get_model(self):
-            return lambda graph, x: graph.op({op_type!r}, [x])
+            return lambda graph, x: graph.op("Relu", [x])
 """
 
 
 @pytest.fixture
 def operator(tmp_path):
-    """Register an operator ``own``, a Relu with the given methods besides; returns its script."""
+    """Register an operator, a Relu with the given methods besides; returns its script."""
 
-    def _operator(body: str = "", op_type: str = "Relu") -> Path:
-        package = tmp_path / "own"
+    def _operator(body: str = "", name: str = "own") -> Path:
+        package = tmp_path / name
         package.mkdir()
         (package / "__init__.py").touch()
         script = package / "script.py"
-        text = textwrap.dedent(OWN).format(op_type=op_type)
-        script.write_text(text + textwrap.indent(textwrap.dedent(body), "    "))
-        meta = {"builtin_name": "own", "implement": "onnx", "package_location": str(package)}
+        script.write_text(textwrap.dedent(OWN) + textwrap.indent(textwrap.dedent(body), "    "))
+        meta = {"builtin_name": name, "implement": "onnx", "package_location": str(package)}
         meta |= {"class_module": "script", "class_name": "Own"}
         (tmp_path / "meta.yaml").write_text(yaml.safe_dump(meta))
         registry.register("operator", tmp_path / "meta.yaml")
@@ -182,27 +181,26 @@ def test_an_operator_that_does_not_say_what_comes_out(operator, body, reason):
         plan_pair("own", "relu", CONFIG)
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        ("def get_model(self): raise KeyError('DILATION')", "KeyError: 'DILATION'"),
-        ("def get_model(self): return lambda graph, x: 1 / 0", "ZeroDivisionError"),
-        ("def get_model(self): return lambda graph, x: graph.op('Rleu', [x])", "no valid ONNX"),
-        ("def get_model(self): os._exit(3)", "building it ended with exit code 3"),
-    ],
-)
-def test_an_operator_that_cannot_be_built_costs_its_test_cases(
-    generated, workspace, operator, caplog, body, reason
+def test_operators_that_cannot_be_built_cost_their_test_cases(
+    generated, workspace, operator, caplog
 ):
-    operator(body)
-    workspace(BASIC_TESTCASES=["own_relu", "relu_relu"])
+    bodies = {
+        "raises": ("def get_model(self): raise KeyError('DILATION')", "KeyError: 'DILATION'"),
+        "fails": ("def get_model(self): return lambda graph, x: 1 / 0", "ZeroDivisionError"),
+        "unknown": ("def get_model(self): return lambda graph, x: graph.op('Rleu', [x])", "Rleu"),
+        "crashes": ("def get_model(self): os._exit(3)", "ended with exit code 3"),
+    }
+    for name, (body, _) in bodies.items():
+        operator(body, name)
+    workspace(BASIC_TESTCASES=["relu_relu", *(f"{name}_relu" for name in bodies)])
     summary = Generated()
     with caplog.at_level(logging.WARNING):
         found = generate_testcases(summary=summary)
     assert list(found) == ["BF_relu_relu"]
-    assert list(summary.refused) == ["BF_own_relu"]
-    assert reason in summary.refused["BF_own_relu"]
-    assert "BF_own_relu cannot be built and is left out" in caplog.text
+    assert set(summary.refused) == {f"BF_{name}_relu" for name in bodies}
+    for name, (_, reason) in bodies.items():
+        assert reason in summary.refused[f"BF_{name}_relu"]
+        assert f"BF_{name}_relu cannot be built and is left out: " in caplog.text
 
 
 def test_an_operator_of_another_framework(workspace, operator):
@@ -490,8 +488,10 @@ TESTCASE = """
 
 @pytest.fixture
 def testcase(tmp_path):
-    def _testcase(*replaced: str) -> None:
-        package = tmp_path / "mine"
+    """Register the test case under a name, with pieces of its code replaced."""
+
+    def _testcase(name: str = "MyTC", *replaced: str) -> None:
+        package = tmp_path / name
         package.mkdir()
         (package / "__init__.py").touch()
         text = textwrap.dedent(TESTCASE)
@@ -499,7 +499,7 @@ def testcase(tmp_path):
             assert old in text
             text = text.replace(old, new)
         (package / "script.py").write_text(text)
-        meta = {"builtin_name": "MyTC", "implement": "onnx", "package_location": str(package)}
+        meta = {"builtin_name": name, "implement": "onnx", "package_location": str(package)}
         meta |= {"class_module": "script", "class_name": "Mine"}
         (tmp_path / "meta.yaml").write_text(yaml.safe_dump(meta))
         registry.register("testcase", tmp_path / "meta.yaml")
@@ -533,7 +533,6 @@ def test_a_damaged_record_of_a_test_case_is_made_again(workspace, testcase):
     (models,) = json.loads(good)["testcases"].values()
     for testcases in (
         None,
-        {"MyRule": {}},
         {"MyRule": models, "XX": models},
         {"MyRule": {"block": {"model": 3, "shapes": [[1]]}}},
     ):
@@ -544,26 +543,26 @@ def test_a_damaged_record_of_a_test_case_is_made_again(workspace, testcase):
     assert generate_testcases() == found
 
 
-@pytest.mark.parametrize(
-    ("replaced", "reason"),
-    [
-        (('"Relu", "Relu", "Sigmoid"', '"Rleu"'), "MyRule: the model 'block' cannot be built"),
+def test_test_cases_that_cannot_be_built_are_named_and_the_rest_goes_on(
+    generated, workspace, testcase
+):
+    table = [
+        (('"Relu", "Relu", "Sigmoid"', '"Rleu"'), "the model 'block' cannot be built"),
         (('["sigmoid", "relu"]', '["sigmiod"]'), "no operator 'sigmiod'; did you mean 'sigmoid'"),
         (('["sigmoid", "relu"]', '["never"]'), "AssertionError: no case names it"),
         (("def _model_block", "def _model_blocks"), "Mine does not define _model_block"),
-        (("graph = Graph()", "os._exit(4)"), "building it ended with exit code 4"),
+        (("graph = Graph()", "os._exit(4)"), "ended with exit code 4"),
         (('"MyRule"', '"../MyRule"'), "Mine: name should be text that can stand in a file name"),
         (('{"MON": True}', '["MON"]'), "Mine: deps should be a dict of rules"),
         (("[self.input_shape]\n", "3\n"), "cannot be built: TypeError"),
-    ],
-)
-def test_a_test_case_that_cannot_be_built_is_named_and_the_rest_goes_on(
-    generated, workspace, testcase, replaced, reason
-):
-    testcase(*replaced)
-    ws = workspace(BASIC_TESTCASES=["conv_relu"], OTHER_TESTCASES=["MyTC"])
+    ]
+    names = [f"TC{number}" for number in range(len(table))]
+    for name, (replaced, _) in zip(names, table, strict=True):
+        testcase(name, *replaced)
+    ws = workspace(BASIC_TESTCASES=["conv_relu"], OTHER_TESTCASES=names)
     summary = Generated()
-    found = generate_testcases(summary=summary)
-    assert list(found) == ["BF_conv_relu"]
-    assert reason in summary.refused["MyTC"], summary.refused["MyTC"]
+    assert list(generate_testcases(summary=summary)) == ["BF_conv_relu"]
+    assert set(summary.refused) == set(names)
+    for name, (_, reason) in zip(names, table, strict=True):
+        assert reason in summary.refused[name], summary.refused[name]
     assert not list(ws.ruletest_dir.glob("MyRule*"))

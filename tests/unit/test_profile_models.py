@@ -505,10 +505,10 @@ def test_a_model_that_crashes_or_hangs_the_runtime_costs_its_test_case(
     workspace(backend=hangs)
     summary = ProfileSummary()
     backend = connect_backend("fragile")
-    found = profile_models(backend, origin, time_threshold=3, summary=summary)
+    found = profile_models(backend, origin, time_threshold=2, summary=summary)
     failed = {name: (failure.kind, failure.reason) for name, failure in summary.failed.items()}
     words = "fragile ended with exit code 3: the last words of BF_conv_relu_block"
-    limit = "fragile took longer than its time limit of 3 s and was stopped"
+    limit = "fragile took longer than its time limit of 2 s and was stopped"
     assert failed == {
         "BF_conv_relu: block": ("crashed", words),
         "BF_dwconv_relu: dwconv": ("time limit", limit),
@@ -558,6 +558,24 @@ def test_a_source_that_was_seen_to_compute_something_else(generated, fake):
     path.write_text(json.dumps(info))
     found = profile_models(fake(), origin)
     assert "output 1 differs by 1.0e-01" in found["BF_conv_relu"]["block"]["error"]["reason"]
+
+
+def test_what_was_known_of_a_model_does_not_count_for_another_content(generated, fake):
+    ws, origin = generated
+    relu = ws.resolve(origin["BF_relu_relu"]["relu_1"]["model"])
+    shutil.copy(relu, dwconv := ws.resolve(origin["BF_dwconv_relu"]["dwconv"]["model"]))
+    assert info_file(dwconv).exists()
+    assert len(latencies(profile_models(fake(), origin))["BF_dwconv_relu"]) == 3
+
+
+def test_rules_know_where_their_latencies_were_measured(generated, fake):
+    ws, origin = generated
+    detect_fusion_rule(profile_models(fake(), origin))
+    rules = read_json(ws.results_dir / "Fake" / "detected_fusion_rule.json", "rules")
+    assert list(rules) == CASES
+    assert {(r["environment"]["backend"], r["environment"]["runtime"]) for r in rules.values()} == {
+        ("Fake", "fake")
+    }
 
 
 def test_a_model_of_another_maker_is_checked_by_its_own_framework(generated, fake, monkeypatch):

@@ -23,7 +23,7 @@ from nn_meter.builder.profiling.store import Failure, Store
 from nn_meter.builder.workspace import Workspace, builder_config, make_folder, write_json
 from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileError
 from nn_meter.latency import Latency
-from nn_meter.progress import Progress, silent
+from nn_meter.progress import Progress, logged
 
 __all__ = ["ProfileSummary", "convert_models", "profile_models"]
 
@@ -61,7 +61,7 @@ def convert_models(
     *,
     save_name: str = "converted_results.json",
     workspace: Workspace | None = None,
-    progress: Progress = silent,
+    progress: Progress = logged,
 ) -> TestCases:
     """Convert the models of test cases for a backend, without profiling them.
 
@@ -73,7 +73,7 @@ def convert_models(
         time_threshold: Seconds that one model may take.
         save_name: Name of the file in the workspace's results.
         workspace: Default: the one of ``builder_config.init``.
-        progress: Told how far it is.
+        progress: Told how far it is; default: the log, at level INFO.
 
     Returns:
         The test cases, each model with ``converted_model``, ready for
@@ -129,7 +129,7 @@ def profile_models(
     workspace: Workspace | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
-    progress: Progress = silent,
+    progress: Progress = logged,
     summary: ProfileSummary | None = None,
 ) -> TestCases:
     """Measure the models of test cases on a backend.
@@ -151,7 +151,7 @@ def profile_models(
         workspace: Default: the one of ``builder_config.init``.
         fresh: Measure these test cases again; earlier samples are kept, but do not count.
         retry_failed: Try models again that failed in an earlier call.
-        progress: Told how far it is.
+        progress: Told how far it is; default: the log, at level INFO.
         summary: Filled with what was done.
 
     Returns:

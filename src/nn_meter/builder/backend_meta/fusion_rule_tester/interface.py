@@ -20,7 +20,7 @@ from nn_meter.builder.profiling.results import (
 from nn_meter.builder.profiling.store import Provenance, read_provenance
 from nn_meter.builder.workspace import Workspace, builder_config, write_json
 from nn_meter.errors import DetectionError, OperatorError
-from nn_meter.progress import Progress, silent
+from nn_meter.progress import Progress, logged
 
 __all__ = ["detect_fusion_rule", "generate_testcases"]
 
@@ -29,7 +29,7 @@ def generate_testcases(
     workspace: Workspace | None = None,
     *,
     time_threshold: float = 300,
-    progress: Progress = silent,
+    progress: Progress = logged,
     summary: Generated | None = None,
 ) -> TestCases:
     """Make the models of all test cases that the configuration asks for.
@@ -41,7 +41,7 @@ def generate_testcases(
         workspace: Default: the one of ``builder_config.init``.
         time_threshold: Seconds that building one model may take, loading its framework aside; for
             a test case of your own, all of its models.
-        progress: Told how far it is.
+        progress: Told how far it is; default: the log, at level INFO.
         summary: Filled with what was done and what was refused.
 
     Returns:
