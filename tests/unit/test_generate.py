@@ -11,6 +11,7 @@ from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import generate_testcases
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
 from nn_meter.builder.nn_modules.info import hash_model
+from nn_meter.errors import ConfigError
 
 HEADER = """
 import os, time
@@ -168,3 +169,9 @@ def test_what_a_killed_run_left_is_cleared(workspace):
     (left / "saved_model.pb").touch()
     generate_testcases(ws)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("seconds", ["soon", 0, -1, None, True])
+def test_a_time_limit_that_is_none_is_refused(workspace, seconds):
+    with pytest.raises(ConfigError, match="time_threshold must be a number of seconds above 0"):
+        generated(workspace, "conv_relu", time_threshold=seconds)

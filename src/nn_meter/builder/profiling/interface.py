@@ -25,7 +25,7 @@ from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileE
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, logged
 
-__all__ = ["ProfileSummary", "convert_models", "profile_models"]
+__all__ = ["ProfileSummary", "checked_time_limit", "convert_models", "profile_models"]
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def convert_models(
         BackendError: The backend cannot be reached, or is none.
     """
     _check(backend, mode, save_name)
-    time_limit_s = _time_limit(time_threshold)
+    time_limit_s = checked_time_limit(time_threshold)
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
     with workspace.lock(), Connection(backend, _settings(workspace)) as connection:
@@ -163,7 +163,7 @@ def profile_models(
         BackendError: The backend cannot be reached, or is none.
     """
     _check(backend, mode, save_name)
-    time_limit_s = _time_limit(time_threshold)
+    time_limit_s = checked_time_limit(time_threshold)
     metrics = _metric_names(metrics)
     summary = summary if summary is not None else ProfileSummary()
     workspace = workspace or builder_config.workspace
@@ -223,7 +223,8 @@ def _metric_names(metrics: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _time_limit(seconds: float) -> float:
+def checked_time_limit(seconds: float) -> float:
+    """Refuse a ``time_threshold`` that is no number of seconds above 0."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ConfigError(f"time_threshold must be a number of seconds above 0, not {seconds!r}")
     return float(seconds)

@@ -11,6 +11,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evi
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
+from nn_meter.builder.profiling.interface import checked_time_limit
 from nn_meter.builder.profiling.results import (
     TestCases,
     read_testcases,
@@ -53,7 +54,7 @@ def generate_testcases(
         OperatorError: No test case at all can be built.
     """
     workspace = workspace or builder_config.workspace
-    found = generate(workspace, progress, float(time_threshold))
+    found = generate(workspace, progress, checked_time_limit(time_threshold))
     if summary is not None:
         vars(summary).update(vars(found))
     if not found.testcases:
