@@ -29,6 +29,7 @@ __all__ = [
     "BaseBackend",
     "BaseParser",
     "BaseProfiler",
+    "ComesLater",
     "Describes",
     "Environment",
     "ExecutedGraph",
@@ -411,3 +412,31 @@ class SessionBackend(BaseBackend):
             f"{Path(model_path).name}: {type(self).__name__} cannot take this model "
             f"({model_format(model_path)}); it takes those of IMPLEMENT: {', '.join(self.takes)}"
         )
+
+
+class ComesLater:
+    """Put before a backend's base class: the backend is listed, and answers that it comes later.
+
+    Attributes:
+        later: The answer, which names what there is instead.
+    """
+
+    later: ClassVar[str]
+
+    def convert_model(
+        self, model_path: str, save_path: str, input_shape: Shapes | None = None
+    ) -> str:
+        """Refuse."""
+        raise BackendError(self.later)
+
+    def describe(self) -> Environment:
+        """Refuse."""
+        raise BackendError(self.later)
+
+    def open(self, converted_model: str, shapes: Shapes) -> Any:
+        """Refuse."""
+        raise BackendError(self.later)
+
+    def test_connection(self) -> str:
+        """Refuse."""
+        raise BackendError(self.later)

@@ -4,5 +4,6 @@ Who lives here: `interface` (`profile_models` and `convert_models`), `fill` (lat
 elsewhere), `plan` (what to measure next), `measure` (running a plan), `jobs` (what a backend's
 process does), `process` and `worker` (the two ends of such a process), `store` (samples and
 environments in SQLite), `results` (the JSON files made of them), `connection` (a backend as
-profiling sees it), `convert` (each content once), `references` (outputs to check conversions by).
+profiling sees it), `convert` (each content once), `pool` (tasks on all cores), `references`
+(outputs to check conversions by).
 """

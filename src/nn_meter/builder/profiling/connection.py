@@ -60,7 +60,7 @@ class Connection:
         self.settings = _settings(
             self.spec.configs if self.spec else getattr(backend, "configs", {}), self.name
         )
-        self.measuring: Caller = self._caller()
+        self.measuring: Caller = _caller(backend)
         try:
             facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
         except BaseException:
@@ -93,13 +93,10 @@ class Connection:
         if not self.isolated:
             yield self.measuring
             return
-        worker = self._caller()
+        worker = _caller(self._backend)
         assert isinstance(worker, Worker)
         with worker:
             yield worker
-
-    def _caller(self) -> Caller:
-        return _caller(self._backend)
 
 
 def _settings(configs: Mapping[str, Any], source: str) -> BackendSettings:

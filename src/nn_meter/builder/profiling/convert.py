@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path, PurePath
 
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.pool import spread
 from nn_meter.builder.profiling.store import Failure
 from nn_meter.builder.workspace import Workspace, make_folder, write_json
 from nn_meter.errors import NNMeterError, WorkspaceError
@@ -55,28 +52,18 @@ def convert_all(
             missing.append(model)
         else:
             found[digest] = replace(model, converted=known)
-    if not missing:
-        return found
-    workers = min(len(missing), os.cpu_count() or 1) if connection.isolated else 1
-    local = threading.local()
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-
-        def convert(model: Model) -> Model | Failure:
-            if not hasattr(local, "caller"):
-                local.caller = stack.enter_context(connection.another())
-            return _convert(local.caller, root / model.hash[:20], model, time_limit_s)
-
-        futures = {pool.submit(convert, model): model for model in missing}
-        try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                model = futures[future]
-                found[model.hash] = future.result()
-                progress("convert", done, len(missing), model.path.name)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return found
+    outcomes = spread(
+        {model.hash: model for model in missing},
+        opened=connection.another,
+        carry_out=lambda caller, model: _convert(
+            caller, root / model.hash[:20], model, time_limit_s
+        ),
+        done=lambda number, digest: progress(
+            "convert", number, len(missing), models[digest].path.name
+        ),
+        most=None if connection.isolated else 1,
+    )
+    return {**found, **outcomes}
 
 
 def _known(folder: Path, model: Model) -> str | None:

@@ -27,7 +27,6 @@ class BasicFusion(BaseTestCase):
     """
 
     false_case = "ops"
-    is_basic = True
 
     def __init__(self, config: Mapping[str, Any], op1: str, op2: str) -> None:
         self.op1, self.op2 = op1, op2

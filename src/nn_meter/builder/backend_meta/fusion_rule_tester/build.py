@@ -14,10 +14,8 @@ import importlib.util
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester import shapes as pair_shap
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
 from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
 from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
+from nn_meter.builder.profiling.pool import spread
 from nn_meter.builder.profiling.process import Worker
 from nn_meter.errors import NNMeterError, OperatorError, ResultFileError, ShapeError
 from nn_meter.reference import sample_outputs
@@ -337,7 +336,7 @@ def run_tasks(
     *,
     implement: str,
     time_limit_s: float,
-    done: Callable[[str], None],
+    done: Callable[[int, str], None],
 ) -> dict[str, dict[str, Any] | NNMeterError]:
     """Carry out tasks on all cores.
 
@@ -345,30 +344,14 @@ def run_tasks(
         tasks: By a name of their own.
         implement: The framework that they need.
         time_limit_s: For each task.
-        done: Told the name of each that ended.
+        done: Told of each that ended: how many have, and its name.
 
     Returns:
         What each gave, or the error that it ended with.
     """
-    found: dict[str, dict[str, Any] | NNMeterError] = {}
-    if not tasks:
-        return found
-    local = threading.local()
-    with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(max(1, min(len(tasks), os.cpu_count() or 1))))
-
-        def run(task: Task) -> dict[str, Any] | NNMeterError:
-            if not hasattr(local, "builder"):
-                local.builder = stack.enter_context(_Builder(implement, "building it"))
-            builder: _Builder = local.builder
-            return builder.carry_out(task, time_limit_s)
-
-        futures = {pool.submit(run, task): name for name, task in tasks.items()}
-        try:
-            for future in as_completed(futures):
-                found[futures[future]] = future.result()
-                done(futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return found
+    return spread(
+        tasks,
+        opened=lambda: _Builder(implement, "building it"),
+        carry_out=lambda builder, task: builder.carry_out(task, time_limit_s),
+        done=done,
+    )

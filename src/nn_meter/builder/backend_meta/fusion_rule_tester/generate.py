@@ -45,11 +45,14 @@ class Generated:
     kept: int = 0
 
 
-def generate(workspace: Workspace, progress: Progress, time_limit_s: float) -> Generated:
+def generate(
+    workspace: Workspace, found: Generated, progress: Progress, time_limit_s: float
+) -> None:
     """Build the models of all test cases that a workspace asks for.
 
     Args:
         workspace: Whose configuration asks.
+        found: Filled in.
         progress: Told how far it is.
         time_limit_s: For building one model, or the models of one test case of the user's.
 
@@ -57,7 +60,6 @@ def generate(workspace: Workspace, progress: Progress, time_limit_s: float) -> G
         ConfigError: A size that an op would have to halve is odd; nothing is written.
     """
     config = workspace.operator_config()
-    found = Generated()
     plans = _plan(workspace, config, found, time_limit_s)
     custom = [
         registry.find("testcase", name, config["IMPLEMENT"])
@@ -67,7 +69,6 @@ def generate(workspace: Workspace, progress: Progress, time_limit_s: float) -> G
         _build(workspace, config, plans, custom, found, progress, time_limit_s)
     for name, reason in found.refused.items():
         log.warning("%s cannot be built and is left out: %s", name, reason)
-    return found
 
 
 def _plan(
@@ -154,7 +155,7 @@ def _build(
         sources[key] = current or places[0][0]
         if current is None:
             path, chain = places[0]
-            stem = str(path)[: len(str(path)) - len(suffix)] if suffix else str(path)
+            stem = str(path).removesuffix(suffix)
             tasks[key] = ("build_chain", {"chain": chain.to_json(), "stem": stem, "key": key})
     found.built, found.kept = len(tasks), len(wanted) - len(tasks)
     cases: dict[str, tuple[Path, str]] = {}
@@ -203,13 +204,10 @@ def _clear_unfinished(models: Path) -> None:
 def _run(
     tasks: Mapping[str, Task], implement: str, progress: Progress, time_limit_s: float
 ) -> dict[str, dict[str, Any] | NNMeterError]:
-    count = [0]
-
-    def done(name: str) -> None:
-        count[0] += 1
+    def done(number: int, name: str) -> None:
         operation, arguments = tasks[name]
         label = Path(arguments["stem"]).name if operation == "build_chain" else name
-        progress("generate", count[0], len(tasks), label)
+        progress("generate", number, len(tasks), label)
 
     return build.run_tasks(tasks, implement=implement, time_limit_s=time_limit_s, done=done)
 

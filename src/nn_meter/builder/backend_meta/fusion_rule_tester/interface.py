@@ -54,9 +54,8 @@ def generate_testcases(
         OperatorError: No test case at all can be built.
     """
     workspace = workspace or builder_config.workspace
-    found = generate(workspace, progress, checked_time_limit(time_threshold))
-    if summary is not None:
-        vars(summary).update(vars(found))
+    found = summary if summary is not None else Generated()
+    generate(workspace, found, progress, checked_time_limit(time_threshold))
     if not found.testcases:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refused.items())
         raise OperatorError(

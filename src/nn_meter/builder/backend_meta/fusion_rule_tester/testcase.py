@@ -40,7 +40,6 @@ class BaseTestCase:
     true_case: str = ""
     deps: ClassVar[Mapping[str, Any]] = {}
     input_shape: list[int] | None = None
-    is_basic: ClassVar[bool] = False
 
     def __init__(self, config: Mapping[str, Any], **kwargs: Any) -> None:
         self._kwargs = kwargs
@@ -59,7 +58,7 @@ class BaseTestCase:
             raise OperatorError(
                 f"{who}: name should be text that can stand in a file name, but is {self.name!r}"
             )
-        if self.name.startswith("BF_") and not self.is_basic:
+        if self.name.startswith("BF_"):
             raise OperatorError(
                 f"{who}: name is {self.name!r}, but names that start with BF_ belong to the basic "
                 "test cases"

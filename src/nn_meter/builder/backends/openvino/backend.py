@@ -16,6 +16,7 @@ import numpy as np
 
 from nn_meter.builder.backends.base import (
     Array,
+    ComesLater,
     Environment,
     Samples,
     SessionBackend,
@@ -26,7 +27,6 @@ from nn_meter.builder.backends.base import (
 )
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.errors import (
-    BackendError,
     ConversionError,
     DeviceError,
     ModelRejectedError,
@@ -234,32 +234,14 @@ class OpenVINOCPUBackend(OpenVINOBackend):
         return "CPU"
 
 
-class OpenVINOVPUBackend(OpenVINOBackend):
+class OpenVINOVPUBackend(ComesLater, OpenVINOBackend):
     """OpenVINO on ``DEVICE``, by default ``NPU``, the successor of the VPU stick."""
+
+    later = "openvino_vpu comes with the next release; openvino_cpu runs on this computer"
 
     @property
     def device(self) -> str:
         return str(self.configs.get("DEVICE") or "NPU")
-
-    def convert_model(
-        self, model_path: str, save_path: str, input_shape: Shapes | None = None
-    ) -> str:
-        raise _later()
-
-    def describe(self) -> Environment:
-        raise _later()
-
-    def open(self, converted_model: str, shapes: Shapes) -> OpenVINOSession:
-        raise _later()
-
-    def test_connection(self) -> str:
-        raise _later()
-
-
-def _later() -> BackendError:
-    return BackendError(
-        "openvino_vpu comes with the next release; openvino_cpu runs on this computer"
-    )
 
 
 def _read(ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:

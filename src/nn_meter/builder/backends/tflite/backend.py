@@ -13,6 +13,7 @@ from typing import Any
 
 from nn_meter.builder.backends.base import (
     Array,
+    ComesLater,
     Environment,
     Samples,
     SessionBackend,
@@ -201,26 +202,10 @@ class TFLiteCPUBackend(TFLiteBackend):
     """TFLite models on the CPU."""
 
 
-class TFLiteGPUBackend(TFLiteBackend):
+class TFLiteGPUBackend(ComesLater, TFLiteBackend):
     """TFLite models on the GPU."""
 
-    def convert_model(
-        self, model_path: str, save_path: str, input_shape: Shapes | None = None
-    ) -> str:
-        raise _later()
-
-    def describe(self) -> Environment:
-        raise _later()
-
-    def open(self, converted_model: str, shapes: Shapes) -> TFLiteSession:
-        raise _later()
-
-    def test_connection(self) -> str:
-        raise _later()
-
-
-def _later() -> BackendError:
-    return BackendError("tflite_gpu comes with the next release; tflite_cpu runs on this computer")
+    later = "tflite_gpu comes with the next release; tflite_cpu runs on this computer"
 
 
 def _version() -> str:
