@@ -13,7 +13,8 @@
     │   ├── NotInstalledError            ... because a package is missing
     │   ├── DeviceError                  ... because the device is not there
     │   ├── ModelRejectedError           ... because its runtime refuses a model
-    │   └── ConversionError              ... because a model cannot be converted for it
+    │   ├── ConversionError              ... because a model cannot be converted for it
+    │   └── GraphUnavailableError        ... because it cannot tell what it executes
     ├── WorkerError                  8   the process in which a runtime runs
     │   ├── WorkerCrashedError
     │   └── TimeLimitError
@@ -34,6 +35,7 @@ __all__ = [
     "ConversionError",
     "DetectionError",
     "DeviceError",
+    "GraphUnavailableError",
     "ModelRejectedError",
     "NNMeterError",
     "NotInstalledError",
@@ -112,6 +114,10 @@ class ModelRejectedError(BackendError):
 
 class ConversionError(BackendError):
     """A model cannot be turned into one that the runtime loads."""
+
+
+class GraphUnavailableError(BackendError):
+    """A runtime, or this version of it, does not tell what it executes."""
 
 
 class WorkerError(NNMeterError):

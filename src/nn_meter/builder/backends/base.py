@@ -22,7 +22,8 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from nn_meter.errors import BackendError, ConversionError
+from nn_meter.builder.backends.executed import ExecutedGraph
+from nn_meter.errors import BackendError, ConversionError, NNMeterError
 from nn_meter.latency import Latency, ProfiledResults
 
 __all__ = [
@@ -32,14 +33,13 @@ __all__ = [
     "ComesLater",
     "Describes",
     "Environment",
-    "ExecutedGraph",
-    "ExecutedNode",
     "OpensSessions",
     "SamplesParser",
     "Session",
     "SessionBackend",
     "SessionProfiler",
     "ShowsGraph",
+    "ShowsGraphs",
     "model_format",
     "time_calls",
 ]
@@ -105,35 +105,6 @@ def host_description() -> str:
     except OSError:
         pass  # not Linux: the standard library's answer stands
     return f"{name or 'unknown processor'}, {platform.machine()}, {platform.system()}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutedNode:
-    """One node that a runtime really executed.
-
-    Attributes:
-        name: The runtime's name of it.
-        type: Its operator, in the runtime's words, e.g. ``Conv[activation=Relu]``.
-        inputs: Names of the tensors that it reads.
-        outputs: Names of the tensors that it writes.
-        kind: ``compute``; ``view`` (no data touched), ``move`` (a copy or change of layout),
-            ``const`` (done once, at load).
-        sources: Names of the model's ops that it covers; None where the runtime does not tell.
-    """
-
-    name: str
-    type: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    kind: Literal["compute", "view", "move", "const"]
-    sources: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExecutedGraph:
-    """What a runtime made of a model, in the order of execution."""
-
-    nodes: tuple[ExecutedNode, ...]
 
 
 def model_format(path: Path | str) -> ModelFormat:
@@ -206,7 +177,30 @@ class ShowsGraph(Protocol):
     """A backend whose runtime tells what it executes."""
 
     def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
-        """Load a converted model and read what runs."""
+        """Load a converted model and read what runs.
+
+        Raises:
+            ModelRejectedError: The runtime refuses the model; its own words are kept.
+            GraphUnavailableError: This runtime, or this version of it, cannot tell.
+        """
+
+
+@runtime_checkable
+class ShowsGraphs(Protocol):
+    """A backend that reads the graphs of many models at once, which costs it less."""
+
+    def executed_graphs(
+        self, models: Sequence[tuple[str, Shapes]], save_path: str
+    ) -> list[ExecutedGraph | NNMeterError]:
+        """Read what the runtime makes of model files that were not converted.
+
+        Args:
+            models: Paths of the source models, each with the shapes of its inputs.
+            save_path: An existing folder for what has to be made on the way.
+
+        Returns:
+            For each model its graph, or the error that ``executed_graph`` would raise.
+        """
 
 
 # --- the guide's classes -------------------------------------------------------------------------
