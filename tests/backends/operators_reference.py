@@ -1,4 +1,4 @@
-"""The guide's 18 operators in plain numpy, float64, one number after the other.
+"""The built-in operators in plain numpy, float64, one number after the other.
 
 Written from their definitions, to check the frameworks' twins against. Nothing here is shared with
 `nn_meter`. Weights come in one form for all frameworks:
@@ -9,6 +9,9 @@ Written from their definitions, to check the frameworks' twins against. Nothing 
     BatchNorm   scale, offset, mean, variance, each [channels]
     SE          kernel [squeezed, channels], bias, kernel [channels, squeezed], bias
     FC          kernel [cin, cout], bias [cout]
+    MatMul      kernel [cin, cout]
+    PRelu       a slope for each channel, with any axes of size 1
+    LayerNorm   scale, offset, each as long as the last axis
 """
 
 from __future__ import annotations
@@ -226,6 +229,58 @@ def hswish(tensors: list[Array], weights: list[Array], setting: Setting) -> Arra
     return tensors[0] * np.minimum(np.maximum(tensors[0] + 3.0, 0.0), 6.0) / 6.0
 
 
+def matmul(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """Over the last axis, row by row."""
+    rows = tensors[0].reshape(-1, tensors[0].shape[-1])
+    products = np.stack([weights[0].T @ row for row in rows])
+    return products.reshape(*tensors[0].shape[:-1], -1)
+
+
+def layernorm(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """Over the last axis; 1e-5 is added to the variance, whatever the framework's default."""
+    scale, offset = weights
+    x = tensors[0]
+    rows = [
+        (row - row.mean()) / math.sqrt(row.var() + 1e-5) * scale + offset
+        for row in x.reshape(-1, x.shape[-1])
+    ]
+    return np.stack(rows).reshape(x.shape)
+
+
+def swish(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return tensors[0] / (1.0 + np.exp(-tensors[0]))
+
+
+def gelu(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """x times the share of a normal distribution that lies below x."""
+    below = [(1.0 + math.erf(x / math.sqrt(2.0))) / 2.0 for x in tensors[0].ravel()]
+    return tensors[0] * np.reshape(below, tensors[0].shape)
+
+
+def leakyrelu(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return np.where(tensors[0] < 0.0, 0.1 * tensors[0], tensors[0])
+
+
+@channels_first
+def prelu(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    pairs = zip(tensors[0], weights[0].ravel(), strict=True)
+    return np.stack([np.where(x < 0.0, slope * x, x) for x, slope in pairs])
+
+
+def hardsigmoid(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return np.minimum(np.maximum(tensors[0] + 3.0, 0.0), 6.0) / 6.0
+
+
+def tanh(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return (np.exp(2.0 * tensors[0]) - 1.0) / (np.exp(2.0 * tensors[0]) + 1.0)
+
+
+@channels_first
+def softmax(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    powers = np.exp(tensors[0])
+    return powers / sum(powers)
+
+
 def reshape(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     """[H, W, C] to [C, H, W], [C, H, W] to [H, W, C], [N] to [1, 2, N / 2]; data in place."""
     x = tensors[0]
@@ -243,6 +298,10 @@ def add(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     return tensors[0] + tensors[1]
 
 
+def mul(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return tensors[0] * tensors[1]
+
+
 @channels_first
 def concat(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     return np.concatenate(tensors, axis=0)
@@ -257,6 +316,32 @@ def split(tensors: list[Array], weights: list[Array], setting: Setting) -> list[
     x = tensors[0]
     half = len(x) // 2
     return [x[:half], x[half:]]
+
+
+@channels_first
+def channelshuffle(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """The first of either half, then the second of either, and so on."""
+    x = tensors[0]
+    half = len(x) // 2
+    return np.stack([x[i // 2 + half * (i % 2)] for i in range(len(x))])
+
+
+@channels_first
+def pad(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    x, margin = tensors[0], max(1, setting.kernel // 2)
+    channels, height, width = x.shape
+    out = np.zeros((channels, height + 2 * margin, width + 2 * margin))
+    out[:, margin : margin + height, margin : margin + width] = x
+    return out
+
+
+@channels_first
+def resize(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    x = tensors[0]
+    out = np.full((x.shape[0], 2 * x.shape[1], 2 * x.shape[2]), np.nan)
+    for h, w in np.ndindex(*out.shape[1:]):
+        out[:, h, w] = x[:, h // 2, w // 2]
+    return out
 
 
 OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
@@ -278,4 +363,17 @@ OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
     "Concat": concat,
     "Flatten": flatten,
     "Split": split,
+    "Swish": swish,
+    "Gelu": gelu,
+    "LeakyRelu": leakyrelu,
+    "PRelu": prelu,
+    "HardSigmoid": hardsigmoid,
+    "Tanh": tanh,
+    "LayerNorm": layernorm,
+    "Softmax": softmax,
+    "MatMul": matmul,
+    "Mul": mul,
+    "Pad": pad,
+    "Resize": resize,
+    "ChannelShuffle": channelshuffle,
 }

@@ -13,9 +13,11 @@ from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
 
 
 def one_node(op_type, shape, weights=(), n_outputs=1, **attributes):
-    tensors = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights)]
+    """A model of one node; None among the weights is an input that is left out."""
+    tensors = [numpy_helper.from_array(w, f"w{i}") for i, w in enumerate(weights) if w is not None]
     outputs = [f"y{i}" for i in range(n_outputs)]
-    node = helper.make_node(op_type, ["x", *(t.name for t in tensors)], outputs, **attributes)
+    inputs = ["x", *("" if w is None else f"w{i}" for i, w in enumerate(weights))]
+    node = helper.make_node(op_type, inputs, outputs, **attributes)
     graph = helper.make_graph(
         [node],
         "one",
@@ -122,9 +124,44 @@ def test_transposed_convolution_in_groups(used):
     assert set(used) == {"ConvTranspose"}
 
 
+NEAREST = {
+    "mode": "nearest",
+    "coordinate_transformation_mode": "asymmetric",
+    "nearest_mode": "floor",
+}
+
+
+def resize(*scales, sizes=None, **attributes):
+    weights = [None, None if sizes else np.array(scales, np.float32)]
+    weights += [np.array(sizes, np.int64)] if sizes else []
+    return one_node("Resize", [1, 2, 5, 6], weights, **{**NEAREST, **attributes})
+
+
+@pytest.mark.parametrize("scales", [(1, 1, 2, 2), (1, 1, 3, 1), (1, 2, 1.5, 0.5), (1, 1, 0.7, 2.4)])
+def test_nearest_neighbours(scales, used):
+    agrees(resize(*scales), numbers(1, 2, 5, 6))
+    assert set(used) == {"Resize"}
+
+
+def test_doubling_of_real_size_is_quick():
+    import time
+
+    x = numbers(1, 256, 28, 28)
+    weights = (None, np.array([1, 1, 2, 2], np.float32))
+    start = time.perf_counter()
+    (found,) = evaluate(one_node("Resize", x.shape, weights, **NEAREST), [x])
+    assert time.perf_counter() - start < 3.0  # older versions of onnx go number by number
+    np.testing.assert_array_equal(found, x.repeat(2, axis=2).repeat(2, axis=3))
+
+
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
+        (resize(1, 1, 2, 2, coordinate_transformation_mode="half_pixel"), (1, 2, 5, 6)),
+        (resize(1, 1, 1.5, 2, nearest_mode="ceil"), (1, 2, 5, 6)),
+        (resize(1, 1, 2, 2, mode="linear"), (1, 2, 5, 6)),
+        (resize(2, 2, axes=[2, 3]), (1, 2, 5, 6)),
+        (resize(sizes=[1, 2, 8, 12]), (1, 2, 5, 6)),
         (one_node("MaxPool", [1, 2, 6, 6], kernel_shape=[2, 2], n_outputs=2), (1, 2, 6, 6)),
         (one_node("MaxPool", [1, 2, 6, 6], kernel_shape=[3, 3], auto_pad="SAME_UPPER"),
          (1, 2, 6, 6)),

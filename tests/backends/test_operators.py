@@ -15,7 +15,7 @@ import pytest
 from operators_reference import OPERATORS, Setting, compute
 
 from nn_meter.builder.nn_modules.frameworks import IMPLEMENTS, get_framework, suffix_of
-from nn_meter.errors import ShapeError
+from nn_meter.errors import OddSizeError, ShapeError
 from nn_meter.reference import reference_inputs
 
 CONFIG = {
@@ -28,8 +28,15 @@ CONFIG = {
 IMAGE = (4, 7, 8)  # an odd and an even size at once
 VECTOR = (10,)
 WINDOWED = ("Conv", "DwConv", "ConvTrans", "MaxPool", "AvgPool")
-BOTH_RANKS = ("FC", "Relu", "Relu6", "Sigmoid", "Hswish", "Reshape", "Add", "Concat")
-WITH_WEIGHTS = ("Conv", "DwConv", "ConvTrans", "BatchNorm", "SE", "FC")
+BOTH_RANKS = (
+    *("FC", "Relu", "Relu6", "Sigmoid", "Hswish", "Reshape", "Add", "Concat"),
+    *("Swish", "Gelu", "LeakyRelu", "PRelu", "HardSigmoid", "Tanh"),
+    *("LayerNorm", "Softmax", "MatMul", "Mul"),
+)
+WITH_WEIGHTS = (
+    *("Conv", "DwConv", "ConvTrans", "BatchNorm", "SE", "FC"),
+    *("PRelu", "LayerNorm", "MatMul"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,14 @@ def windowed_cases(*, half: bool = False) -> list[Case]:
 def other_cases() -> list[Case]:
     found = [Case(name, IMAGE) for name in OPERATORS if name not in WINDOWED]
     found += [Case(name, VECTOR) for name in BOTH_RANKS]
-    found += [Case("FC", VECTOR, (("COUT", 16),)), Case("FC", IMAGE, (("COUT", 16),))]
+    for name in ("FC", "MatMul"):
+        found += [Case(name, shape, (("COUT", 16),)) for shape in (VECTOR, IMAGE)]
     found += [Case("SE", (2, 3, 3)), Case("SE", (16, 5, 4)), Case("GlobalAvgPool", (3, 1, 1))]
+    # Of four channels a shuffle is its own inverse; of six it is not.
+    found += [Case("ChannelShuffle", (6, 5, 4)), Case("ChannelShuffle", (2, 1, 3))]
+    found += [Case("Resize", (3, 1, 1)), Case("Resize", (2, 4, 3))]
+    found += [Case("Pad", (3, 1, 2), (("KERNEL_SIZE", size),)) for size in (1, 2, 4, 7)]
+    found += [Case(name, (3, 1, 5)) for name in ("PRelu", "LayerNorm", "Softmax", "Mul")]
     # An odd size of 1 pixel, a kernel larger than the input with padding, an even kernel of 4.
     for name in WINDOWED:
         found.append(Case(name, (2, 1, 3), (("KERNEL_SIZE", 5), ("COUT", 2))))
@@ -179,6 +192,31 @@ def test_a_saved_operator_has_the_shape_and_the_values_of_its_definition(
         np.testing.assert_allclose(found[0], wanted, rtol=0, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize(
+    ("name", "factor", "tolerance"),
+    [
+        ("Gelu", 2.0, 1e-5),  # the approximation by tanh is 5e-4 off
+        ("LayerNorm", 0.002, 1e-4),  # a variance as small as what is added to it
+        ("Softmax", 0.1, 1e-5),
+    ],
+)
+@pytest.mark.parametrize("shape", [IMAGE, VECTOR], ids=["3d", "1d"])
+def test_what_large_values_would_hide(
+    implement: str, name: str, factor: float, tolerance: float, shape: Any, tmp_path: Any
+) -> None:
+    framework, case = get_framework(implement), Case(name, shape)
+    model, shapes = framework.chain_model([make(implement, case)])
+    path = tmp_path / f"model{suffix_of(implement)}"
+    framework.save_model(model, path, shapes)
+    feeds = [feed * np.float32(factor) for feed in reference_inputs(shapes)]
+
+    (found,) = framework.run_model(path, feeds)
+
+    weights = weights_of(implement, name, model)
+    (wanted,) = compute(name, [feeds[0][0]], weights, setting_of(implement, case))
+    np.testing.assert_allclose(found[0], wanted, rtol=0, atol=tolerance)
+
+
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_test_operator_accepts_a_builtin_operator(implement: str, case: Case) -> None:
     make(implement, case).test_operator()
@@ -191,11 +229,11 @@ def test_test_operator_notices_a_wrong_shape(implement: str) -> None:
         operator.test_operator()
 
 
-@pytest.mark.parametrize("name", ["Conv", "DwConv", "ConvTrans", "SE", "FC", "BatchNorm"])
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
 def test_no_weight_is_trivial_and_two_of_a_kind_differ(implement: str, name: str) -> None:
     framework = get_framework(implement)
     framework.seed_weights(1)
-    shape = (16,) if name == "FC" else (16, 5, 5)
+    shape = (16,) if name in ("FC", "MatMul") else (16, 5, 5)
     operators = [make(implement, Case(name, shape, (("COUT", 16),))) for _ in range(2)]
     both, _ = framework.chain_model(operators)
 
@@ -212,6 +250,10 @@ def test_no_weight_is_trivial_and_two_of_a_kind_differ(implement: str, name: str
         scale, _, _, variance = weights[:4]
         assert 0.5 <= scale.min() < scale.max() <= 1.5
         assert 0.5 <= variance.min() < variance.max() <= 1.5
+    if name == "LayerNorm":
+        assert 0.5 <= weights[0].min() < weights[0].max() <= 1.5
+    if name == "PRelu":
+        assert np.abs(weights[0]).max() < 1.0  # a slope, not a second gain
 
 
 # --- what is refused; this needs no framework ----------------------------------------------------
@@ -230,6 +272,8 @@ def test_a_shape_of_another_rank_is_refused(implement: str, name: str) -> None:
 def test_what_cannot_be_halved_is_refused(implement: str) -> None:
     with pytest.raises(ShapeError, match="must be even, but 5"):
         make(implement, Case("Split", (5, 4, 4)))
+    with pytest.raises(OddSizeError, match=r"channelshuffle halves .* must be even, but 5"):
+        make(implement, Case("ChannelShuffle", (5, 4, 4)))
     with pytest.raises(ShapeError, match="must be even, but 5"):
         make(implement, Case("Reshape", (5,)))
     assert make(implement, Case("Reshape", (5, 4, 4))).get_output_shape()

@@ -107,6 +107,17 @@ def first(cls):
         (shapes.Concat, [12], [24]),
         (shapes.Flatten, [7, 9, 4], [252]),
         (shapes.Split, [7, 9, 4], [7, 9, 2]),
+        (shapes.MatMul, [7, 9, 4], [7, 9, 8]),
+        (shapes.MatMul, [12], [8]),
+        (shapes.LayerNorm, [7, 9, 4], [7, 9, 4]),
+        (shapes.PRelu, [12], [12]),
+        (shapes.Mul, [[7, 9, 4], [7, 9, 4]], [7, 9, 4]),
+        (shapes.ChannelShuffle, [7, 9, 4], [7, 9, 4]),
+        (shapes.Pad, [7, 9, 4], [9, 11, 4]),
+        (shapes.Resize, [7, 9, 4], [14, 18, 4]),
+        (first(shapes.MatMul), [4, 7, 9], [4, 7, 8]),
+        (first(shapes.Pad), [4, 7, 9], [4, 9, 11]),
+        (first(shapes.Resize), [4, 7, 9], [4, 14, 18]),
         (first(shapes.Conv), [4, 7, 9], [8, 4, 5]),
         (first(shapes.MaxPool), [4, 7, 9], [4, 3, 3]),
         (first(shapes.FC), [4, 7, 9], [4, 7, 8]),
@@ -131,6 +142,12 @@ def test_without_cout_the_channels_stay():
     assert shapes.FC([9], config).get_output_shape() == [9]
 
 
+@pytest.mark.parametrize(("kernel", "margin"), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (7, 3)])
+def test_padding_is_half_a_kernel_and_at_least_one(kernel, margin):
+    padded = shapes.Pad([8, 9, 4], CONFIG | {"KERNEL_SIZE": kernel}).get_output_shape()
+    assert padded == [8 + 2 * margin, 9 + 2 * margin, 4]
+
+
 def test_an_operator_has_a_shape_and_a_config_of_its_own():
     shape, config = [8, 8, 4], {**CONFIG, "MINE": [1]}
     operator = shapes.Conv(shape, config)
@@ -141,7 +158,13 @@ def test_an_operator_has_a_shape_and_a_config_of_its_own():
 
 @pytest.mark.parametrize(
     ("cls", "shape"),
-    [(shapes.Split, [4, 4, 5]), (shapes.Reshape, [5]), (first(shapes.Split), [5, 4, 4])],
+    [
+        (shapes.Split, [4, 4, 5]),
+        (shapes.Reshape, [5]),
+        (shapes.ChannelShuffle, [4, 4, 5]),
+        (first(shapes.Split), [5, 4, 4]),
+        (first(shapes.ChannelShuffle), [5, 4, 4]),
+    ],
 )
 def test_an_odd_size_that_must_be_halved_is_refused_by_name(cls, shape):
     with pytest.raises(OddSizeError, match="must be even, but 5 reach"):
@@ -153,6 +176,10 @@ def test_an_odd_size_that_must_be_halved_is_refused_by_name(cls, shape):
     [
         (shapes.Conv, [16], "a 3-D tensor"),
         (shapes.Flatten, [16], "a 3-D tensor"),
+        (shapes.Pad, [16], "a 3-D tensor"),
+        (shapes.Resize, [16], "a 3-D tensor"),
+        (shapes.ChannelShuffle, [16], "a 3-D tensor"),
+        (shapes.Softmax, [4, 4], "a 1-D or 3-D tensor"),
         (shapes.Relu, [4, 4], "a 1-D or 3-D tensor"),
         (shapes.FC, [1, 2, 3, 4], "a 1-D or 3-D tensor"),
         (shapes.Add, [[4, 4], [4, 4]], "a 1-D or 3-D tensor"),

@@ -1,6 +1,6 @@
 """What the frameworks' twins of an operator share: padding arithmetic, ranks and output shapes.
 
-Each class here is one of the guide's operators without its framework: it knows which shapes the
+Each class here is one operator without its framework: it knows which shapes the
 operator takes and what comes out, in the layout of the framework that derives from it. Nothing here
 imports a framework, so shapes can be worked out, and bad pairs refused, without one.
 """
@@ -15,23 +15,38 @@ from nn_meter.errors import OddSizeError, ShapeError
 
 __all__ = [
     "FC",
+    "LAYER_NORM_EPSILON",
+    "LEAKY_SLOPE",
     "SE",
     "Add",
     "AvgPool",
     "BatchNorm",
+    "ChannelShuffle",
     "Concat",
     "Conv",
     "ConvTrans",
     "DwConv",
     "Flatten",
+    "Gelu",
     "GlobalAvgPool",
+    "HardSigmoid",
     "Hswish",
+    "LayerNorm",
+    "LeakyRelu",
+    "MatMul",
     "MaxPool",
+    "Mul",
+    "PRelu",
+    "Pad",
     "Relu",
     "Relu6",
     "Reshape",
+    "Resize",
     "Sigmoid",
+    "Softmax",
     "Split",
+    "Swish",
+    "Tanh",
     "conv_output",
     "same_padding",
     "transposed_output",
@@ -39,6 +54,10 @@ __all__ = [
 ]
 
 Layout = Literal["channels_last", "channels_first"]
+
+# The frameworks' defaults differ, so each is told.
+LEAKY_SLOPE = 0.1
+LAYER_NORM_EPSILON = 1e-5
 
 
 def conv_output(size: int, kernel: int, stride: int, padding: str) -> int:
@@ -243,6 +262,10 @@ class FC(_Shaped):
         return [*(int(size) for size in self.input_shape[:-1]), self.cout]
 
 
+class MatMul(FC):
+    """A product with a constant matrix over the last axis: a fully connected layer without bias."""
+
+
 class _Elementwise(_Shaped):
     ranks = (1, 3)
 
@@ -261,6 +284,38 @@ class Sigmoid(_Elementwise):
 
 class Hswish(_Elementwise):
     """x * relu6(x + 3) / 6."""
+
+
+class Swish(_Elementwise):
+    """x * sigmoid(x), also called SiLU."""
+
+
+class Gelu(_Elementwise):
+    """x * (1 + erf(x / sqrt(2))) / 2: the exact form, not one of its approximations."""
+
+
+class LeakyRelu(_Elementwise):
+    """x, and where it is negative x * ``LEAKY_SLOPE``."""
+
+
+class PRelu(_Elementwise):
+    """x, and where it is negative x times a slope that each channel has of its own."""
+
+
+class HardSigmoid(_Elementwise):
+    """relu6(x + 3) / 6."""
+
+
+class Tanh(_Elementwise):
+    """The hyperbolic tangent."""
+
+
+class LayerNorm(_Elementwise):
+    """Layer normalization over the last axis, with a scale and a bias."""
+
+
+class Softmax(_Elementwise):
+    """Softmax over the channels."""
 
 
 class Reshape(_Shaped):
@@ -306,6 +361,10 @@ class Add(_TwoInputs):
     """The sum of two tensors."""
 
 
+class Mul(_TwoInputs):
+    """The product of two tensors, element by element."""
+
+
 class Concat(_TwoInputs):
     """Joins two tensors along the channels."""
 
@@ -320,16 +379,43 @@ class Flatten(_Shaped):
         return [math.prod(int(size) for size in self.input_shape)]
 
 
-class Split(_Shaped):
-    """Cuts the channels into two halves; what follows takes the first."""
+class _Halves(_Shaped):
+    """An operator that cuts the channels in two."""
 
     def check_shape(self) -> None:
         super().check_shape()
         if self.channels % 2:
             raise OddSizeError(
-                f"split halves the channels: their number must be even, but {self.channels} "
+                f"{self.name} halves the channels: their number must be even, but {self.channels} "
                 "reach it (CIN, or COUT of the op before)"
             )
 
+
+class Split(_Halves):
+    """Cuts the channels into two halves; what follows takes the first."""
+
     def get_output_shape(self) -> list[int]:
         return self.with_channels(self.channels // 2)
+
+
+class ChannelShuffle(_Halves):
+    """Takes channels from the two halves in turn, as ShuffleNet (Zhang et al., 2018) does."""
+
+
+class Pad(_Shaped):
+    """Zeros around height and width: half a kernel on each side, at least one."""
+
+    @property
+    def margin(self) -> int:
+        """Rows or columns of zeros on each side."""
+        return max(1, self.kernel_size // 2)
+
+    def get_output_shape(self) -> list[int]:
+        return self.shaped([size + 2 * self.margin for size in self.spatial], self.channels)
+
+
+class Resize(_Shaped):
+    """Height and width doubled, each value standing where its nearest neighbour was."""
+
+    def get_output_shape(self) -> list[int]:
+        return self.shaped([size * 2 for size in self.spatial], self.channels)

@@ -1,9 +1,10 @@
 """ONNX's own reference evaluator, made quick enough for models of real size.
 
 The evaluator's pooling and transposed convolution loop over single numbers in Python: seconds for a
-transposed convolution of 256 channels. The three here give the same by a few array operations, one
-for each element of the kernel. They stand in for the evaluator's own in models in which they are
-plain: two spatial axes, explicit padding, no dilation.
+transposed convolution of 256 channels. So does its resizing in older versions of onnx. The four
+here give the same by a few array operations, one for each element of a kernel, or each axis. They
+stand in for the evaluator's own in models in which they are plain: two spatial axes, explicit
+padding, no dilation; nearest neighbours by scales, rounded down.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ def evaluate(model: onnx.ModelProto, feeds: Sequence[Array]) -> list[Array]:
     nodes: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         nodes.setdefault(node.op_type, []).append(node)
-    quick = [op for op in _QUICK if all(map(_is_plain, nodes.get(op.__name__, [])))]
+    quick = [
+        op for op, is_plain in _QUICK.items() if all(map(is_plain, nodes.get(op.__name__, [])))
+    ]
     evaluator = ReferenceEvaluator(model, new_ops=quick)
     with np.errstate(all="ignore"):  # NaN and infinity are values like others here
         outputs = evaluator.run(None, dict(zip(evaluator.input_names, feeds, strict=True)))
     return [np.asarray(output) for output in outputs]
 
 
-def _is_plain(node: onnx.NodeProto) -> bool:
-    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _has_plain_window(node: onnx.NodeProto) -> bool:
+    given = _attributes(node)
     return (
         given.get("auto_pad", b"NOTSET") == b"NOTSET"
         and not given.get("ceil_mode")
@@ -51,6 +58,17 @@ def _is_plain(node: onnx.NodeProto) -> bool:
         and len(given.get("kernel_shape", ())) == 2
         and set(given.get("dilations", [1])) == {1}
         and len(node.output) == 1
+    )
+
+
+def _is_plain_resize(node: onnx.NodeProto) -> bool:
+    given = _attributes(node)
+    return (
+        given.get("mode", b"nearest") == b"nearest"
+        and given.get("coordinate_transformation_mode") == b"asymmetric"
+        and given.get("nearest_mode") == b"floor"
+        and not given.get("axes")
+        and len(node.input) == 3  # scales, not sizes
     )
 
 
@@ -127,7 +145,23 @@ class ConvTranspose(OpRun):  # type: ignore[misc]
         return (result[:, :, top : full[0] - bottom, left : full[1] - right],)
 
 
-_QUICK = (MaxPool, AveragePool, ConvTranspose)
+class Resize(OpRun):  # type: ignore[misc]
+    op_domain: ClassVar[str] = ""
+
+    def _run(self, x: Array, _roi: Array | None, scales: Array, **_: Any) -> tuple[Array]:
+        for axis, scale in enumerate(scales.tolist()):
+            size = int(x.shape[axis] * scale)
+            nearest = np.floor(np.arange(size) / scale).astype(np.int64)
+            x = np.take(x, np.minimum(nearest, x.shape[axis] - 1), axis)
+        return (x,)
+
+
+_QUICK = {
+    MaxPool: _has_plain_window,
+    AveragePool: _has_plain_window,
+    ConvTranspose: _has_plain_window,
+    Resize: _is_plain_resize,
+}
 
 
 def _window(given: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""The guide's operators as ONNX nodes, one class each.
+"""The built-in operators as ONNX nodes, one class each.
 
 ``get_model`` returns a function ``(graph, inputs)``: it adds nodes to a ``models.Graph`` and
 returns the tensor, or the list of tensors, that they give.
@@ -23,19 +23,32 @@ __all__ = [
     "Add",
     "AvgPool",
     "BatchNorm",
+    "ChannelShuffle",
     "Concat",
     "Conv",
     "ConvTrans",
     "DwConv",
     "Flatten",
+    "Gelu",
     "GlobalAvgPool",
+    "HardSigmoid",
     "Hswish",
+    "LayerNorm",
+    "LeakyRelu",
+    "MatMul",
     "MaxPool",
+    "Mul",
+    "PRelu",
+    "Pad",
     "Relu",
     "Relu6",
     "Reshape",
+    "Resize",
     "Sigmoid",
+    "Softmax",
     "Split",
+    "Swish",
+    "Tanh",
 ]
 
 Model = Callable[["Graph", Any], Any]
@@ -183,6 +196,32 @@ class FC(_Onnx, shapes.FC):
         return func
 
 
+class MatMul(_Onnx, shapes.MatMul):
+    """Product with a constant matrix over the last axis."""
+
+    def get_model(self) -> Model:
+        def func(graph: Graph, x: str) -> str:
+            weight = graph.weight(self.cin, self.cout, fan_in=self.cin)
+            return str(graph.op("MatMul", [x, weight]))
+
+        return func
+
+
+class LayerNorm(_Onnx, shapes.LayerNorm):
+    """Layer normalization over the last axis."""
+
+    def get_model(self) -> Model:
+        size = int(self.input_shape[-1])
+
+        def func(graph: Graph, x: str) -> str:
+            inputs = [x, graph.positive(size), graph.bias(size)]
+            return str(
+                graph.op("LayerNormalization", inputs, axis=-1, epsilon=shapes.LAYER_NORM_EPSILON)
+            )
+
+        return func
+
+
 class Relu(_OneNode, shapes.Relu):
     """max(x, 0)."""
 
@@ -212,6 +251,65 @@ class Hswish(_OneNode, shapes.Hswish):
     op_type = "HardSwish"
 
 
+class Swish(_Onnx, shapes.Swish):
+    """x * sigmoid(x), in the two nodes that exporters write."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Mul", [x, graph.op("Sigmoid", [x])])
+
+
+class Gelu(_Onnx, shapes.Gelu):
+    """x * (1 + erf(x / sqrt(2))) / 2, in the five nodes that exporters write.
+
+    ONNX has a `Gelu` from opset 20 on, later than what exporters write by default; runtimes know
+    the five nodes as well.
+    """
+
+    def get_model(self) -> Model:
+        def func(graph: Graph, x: str) -> str:
+            root, one, half = (graph.constant(np.float32(value)) for value in (2**0.5, 1, 0.5))
+            erf = graph.op("Erf", [graph.op("Div", [x, root])])
+            return str(graph.op("Mul", [graph.op("Mul", [x, graph.op("Add", [erf, one])]), half]))
+
+        return func
+
+
+class LeakyRelu(_Onnx, shapes.LeakyRelu):
+    """x, and where it is negative a tenth of it."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("LeakyRelu", [x], alpha=shapes.LEAKY_SLOPE)
+
+
+class PRelu(_Onnx, shapes.PRelu):
+    """x, and where it is negative x times its channel's slope."""
+
+    def get_model(self) -> Model:
+        # [C, 1, 1], or [C] for a 1-D tensor; deviation 1 / 4, which is where training starts.
+        shape = [self.channels, *[1] * (len(self.input_shape) - 1)]
+        return lambda graph, x: graph.op("PRelu", [x, graph.weight(*shape, fan_in=16)])
+
+
+class HardSigmoid(_Onnx, shapes.HardSigmoid):
+    """relu6(x + 3) / 6."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("HardSigmoid", [x], alpha=1 / 6, beta=0.5)
+
+
+class Tanh(_OneNode, shapes.Tanh):
+    """The hyperbolic tangent."""
+
+    op_type = "Tanh"
+
+
+class Softmax(_Onnx, shapes.Softmax):
+    """Softmax over the channels."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Softmax", [x], axis=1)
+
+
 class Reshape(_Onnx, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -225,6 +323,13 @@ class Add(_Onnx, shapes.Add):
 
     def get_model(self) -> Model:
         return lambda graph, inputs: graph.op("Add", inputs)
+
+
+class Mul(_Onnx, shapes.Mul):
+    """Product of two tensors, element by element."""
+
+    def get_model(self) -> Model:
+        return lambda graph, inputs: graph.op("Mul", inputs)
 
 
 class Concat(_Onnx, shapes.Concat):
@@ -247,6 +352,49 @@ class Split(_Onnx, shapes.Split):
     def get_model(self) -> Model:
         sizes = np.array([self.channels // 2] * 2, dtype=np.int64)
         return lambda graph, x: graph.op("Split", [x, graph.constant(sizes)], n_outputs=2, axis=1)
+
+
+class ChannelShuffle(_Onnx, shapes.ChannelShuffle):
+    """Channels from the two halves in turn."""
+
+    def get_model(self) -> Model:
+        channels, height, width = self.input_shape
+        apart = np.array([1, 2, channels // 2, height, width], dtype=np.int64)
+        together = np.array([1, channels, height, width], dtype=np.int64)
+
+        def func(graph: Graph, x: str) -> str:
+            halves = graph.op("Reshape", [x, graph.constant(apart)])
+            mixed = graph.op("Transpose", [halves], perm=[0, 2, 1, 3, 4])
+            return str(graph.op("Reshape", [mixed, graph.constant(together)]))
+
+        return func
+
+
+class Pad(_Onnx, shapes.Pad):
+    """Zeros around height and width."""
+
+    def get_model(self) -> Model:
+        pads = np.array([0, 0, self.margin, self.margin] * 2, dtype=np.int64)
+
+        def func(graph: Graph, x: str) -> str:
+            zero = graph.constant(np.float32(0))  # the default, but exporters write it
+            return str(graph.op("Pad", [x, graph.constant(pads), zero], mode="constant"))
+
+        return func
+
+
+class Resize(_Onnx, shapes.Resize):
+    """Height and width doubled by nearest neighbours, as exporters write it."""
+
+    def get_model(self) -> Model:
+        scales = np.array([1, 1, 2, 2], dtype=np.float32)
+        return lambda graph, x: graph.op(
+            "Resize",
+            [x, "", graph.constant(scales)],
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
 
 
 def window(operator: shapes.Conv, kernel: int, stride: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The guide's operators as Keras layers, or as functions of tensors, one class each.
+"""The built-in operators as Keras layers, or as functions of tensors, one class each.
 
 Nothing here needs TensorFlow before ``get_model`` is called. Weights come from initializers without
 a seed of their own, so that two of a kind in one model differ, and ``models.seed_weights`` decides
@@ -19,19 +19,32 @@ __all__ = [
     "Add",
     "AvgPool",
     "BatchNorm",
+    "ChannelShuffle",
     "Concat",
     "Conv",
     "ConvTrans",
     "DwConv",
     "Flatten",
+    "Gelu",
     "GlobalAvgPool",
+    "HardSigmoid",
     "Hswish",
+    "LayerNorm",
+    "LeakyRelu",
+    "MatMul",
     "MaxPool",
+    "Mul",
+    "PRelu",
+    "Pad",
     "Relu",
     "Relu6",
     "Reshape",
+    "Resize",
     "Sigmoid",
+    "Softmax",
     "Split",
+    "Swish",
+    "Tanh",
 ]
 
 Function = Callable[[Any], Any]
@@ -140,6 +153,26 @@ class FC(_TensorFlow, shapes.FC):
         )
 
 
+class MatMul(_TensorFlow, shapes.MatMul):
+    """Product with a constant matrix over the last axis."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.Dense(
+            self.cout, use_bias=False, kernel_initializer=_kernel("fan_in")
+        )
+
+
+class LayerNorm(_TensorFlow, shapes.LayerNorm):
+    """Layer normalization over the last axis."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.LayerNormalization(
+            epsilon=shapes.LAYER_NORM_EPSILON,
+            gamma_initializer=_between(0.5, 1.5),
+            beta_initializer=_bias(),
+        )
+
+
 class Relu(_TensorFlow, shapes.Relu):
     """max(x, 0)."""
 
@@ -171,6 +204,62 @@ class Hswish(_TensorFlow, shapes.Hswish):
         return lambda inputs: inputs * tf.nn.relu6(inputs + 3.0) / 6.0
 
 
+class Swish(_TensorFlow, shapes.Swish):
+    """x * sigmoid(x)."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.silu(inputs)
+
+
+class Gelu(_TensorFlow, shapes.Gelu):
+    """x * (1 + erf(x / sqrt(2))) / 2."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.gelu(inputs, approximate=False)
+
+
+class LeakyRelu(_TensorFlow, shapes.LeakyRelu):
+    """x, and where it is negative a tenth of it."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.leaky_relu(inputs, shapes.LEAKY_SLOPE)
+
+
+class PRelu(_TensorFlow, shapes.PRelu):
+    """x, and where it is negative x times its channel's slope."""
+
+    def get_model(self) -> Any:
+        shared = [1, 2] if len(self.input_shape) == 3 else None
+        return _keras().layers.PReLU(alpha_initializer=_bias(), shared_axes=shared)
+
+
+class HardSigmoid(_TensorFlow, shapes.HardSigmoid):
+    """relu6(x + 3) / 6."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.relu6(inputs + 3.0) / 6.0
+
+
+class Tanh(_TensorFlow, shapes.Tanh):
+    """The hyperbolic tangent."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.tanh(inputs)
+
+
+class Softmax(_TensorFlow, shapes.Softmax):
+    """Softmax over the channels."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.softmax(inputs)
+
+
 class Reshape(_TensorFlow, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -189,6 +278,14 @@ class Add(_TensorFlow, shapes.Add):
     def get_model(self) -> Function:
         tf = _tensorflow()
         return lambda inputs: tf.add(*inputs)
+
+
+class Mul(_TensorFlow, shapes.Mul):
+    """Product of two tensors, element by element."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.multiply(*inputs)
 
 
 class Concat(_TensorFlow, shapes.Concat):
@@ -211,6 +308,35 @@ class Split(_TensorFlow, shapes.Split):
     def get_model(self) -> Function:
         tf = _tensorflow()
         return lambda inputs: tf.split(inputs, 2, axis=-1)
+
+
+class ChannelShuffle(_TensorFlow, shapes.ChannelShuffle):
+    """Channels from the two halves in turn."""
+
+    def get_model(self) -> Function:
+        tf, (height, width, channels) = _tensorflow(), self.input_shape
+
+        def func(inputs: Any) -> Any:
+            halves = tf.reshape(inputs, [1, height, width, 2, channels // 2])
+            mixed = tf.transpose(halves, [0, 1, 2, 4, 3])
+            return tf.reshape(mixed, [1, height, width, channels])
+
+        return func
+
+
+class Pad(_TensorFlow, shapes.Pad):
+    """Zeros around height and width."""
+
+    def get_model(self) -> Any:
+        return _keras().layers.ZeroPadding2D(self.margin)
+
+
+class Resize(_TensorFlow, shapes.Resize):
+    """Height and width doubled by nearest neighbours."""
+
+    def get_model(self) -> Function:
+        tf, size = _tensorflow(), [2 * size for size in self.spatial]
+        return lambda inputs: tf.image.resize(inputs, size, method="nearest")
 
 
 def _window(operator: shapes.Conv) -> dict[str, Any]:

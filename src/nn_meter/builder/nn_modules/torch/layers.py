@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Crop", "SqueezeExcite", "randomize"]
+__all__ = ["Crop", "MatMul", "SqueezeExcite", "randomize"]
 
 
 class Crop(nn.Module):  # type: ignore[misc]
@@ -24,6 +24,25 @@ class Crop(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x[:, :, self.kept, self.kept]
+
+
+class MatMul(nn.Module):  # type: ignore[misc]
+    """A product with a matrix over the last axis.
+
+    A linear layer without bias computes the same, but one of torch's exporters writes another
+    operator for it.
+
+    Args:
+        cin: Size of the last axis.
+        cout: What it becomes.
+    """
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(cin, cout) * cin**-0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
 
 
 class SqueezeExcite(nn.Module):  # type: ignore[misc]
@@ -49,16 +68,21 @@ class SqueezeExcite(nn.Module):  # type: ignore[misc]
 
 
 def randomize(layer: Any) -> Any:
-    """Give a layer a bias in which nothing is near 0; to a batch normalization all it has.
+    """Give a layer a bias in which nothing is near 0; to one that starts out plain all it has.
 
-    Weights of convolutions are random already. Biases and means are within ±[0.05, 0.5), scales and
-    variances within [0.5, 1.5).
+    Weights of convolutions are random already. Biases, means and slopes are within ±[0.05, 0.5),
+    scales and variances within [0.5, 1.5).
 
     Returns:
         The layer.
     """
     with torch.no_grad():
+        if isinstance(layer, nn.PReLU):
+            _away_from_zero(layer.weight)
+            return layer
         _away_from_zero(layer.bias)
+        if isinstance(layer, nn.LayerNorm):
+            layer.weight.uniform_(0.5, 1.5)
         if isinstance(layer, nn.BatchNorm2d):
             _away_from_zero(layer.running_mean)
             layer.weight.uniform_(0.5, 1.5)

@@ -1,4 +1,4 @@
-"""The guide's operators as torch modules, one class each.
+"""The built-in operators as torch modules, one class each.
 
 ``get_model`` returns a module or a function of tensors, in which every layer has random weights.
 torch is imported when a model is made, not with this file.
@@ -20,19 +20,32 @@ __all__ = [
     "Add",
     "AvgPool",
     "BatchNorm",
+    "ChannelShuffle",
     "Concat",
     "Conv",
     "ConvTrans",
     "DwConv",
     "Flatten",
+    "Gelu",
     "GlobalAvgPool",
+    "HardSigmoid",
     "Hswish",
+    "LayerNorm",
+    "LeakyRelu",
+    "MatMul",
     "MaxPool",
+    "Mul",
+    "PRelu",
+    "Pad",
     "Relu",
     "Relu6",
     "Reshape",
+    "Resize",
     "Sigmoid",
+    "Softmax",
     "Split",
+    "Swish",
+    "Tanh",
 ]
 
 
@@ -146,6 +159,23 @@ class FC(_Torch, shapes.FC):
         return _import(".layers").randomize(_import("torch.nn").Linear(self.cin, self.cout))
 
 
+class MatMul(_Torch, shapes.MatMul):
+    """Product with a constant matrix over the last axis."""
+
+    def get_model(self) -> Any:
+        return _import(".layers").MatMul(self.cin, self.cout)
+
+
+class LayerNorm(_Torch, shapes.LayerNorm):
+    """Layer normalization over the last axis."""
+
+    def get_model(self) -> Any:
+        layer = _import("torch.nn").LayerNorm(
+            int(self.input_shape[-1]), eps=shapes.LAYER_NORM_EPSILON
+        )
+        return _import(".layers").randomize(layer)
+
+
 class Relu(_OneModule, shapes.Relu):
     """max(x, 0)."""
 
@@ -172,6 +202,51 @@ class Hswish(_Torch, shapes.Hswish):
         return lambda x: x * relu6(x + 3) / 6
 
 
+class Swish(_OneModule, shapes.Swish):
+    """x * sigmoid(x)."""
+
+    module = "SiLU"
+
+
+class Gelu(_OneModule, shapes.Gelu):
+    """x * (1 + erf(x / sqrt(2))) / 2."""
+
+    module = "GELU"
+
+
+class LeakyRelu(_Torch, shapes.LeakyRelu):
+    """x, and where it is negative a tenth of it."""
+
+    def get_model(self) -> Any:
+        return _import("torch.nn").LeakyReLU(shapes.LEAKY_SLOPE)
+
+
+class PRelu(_Torch, shapes.PRelu):
+    """x, and where it is negative x times its channel's slope."""
+
+    def get_model(self) -> Any:
+        return _import(".layers").randomize(_import("torch.nn").PReLU(self.channels))
+
+
+class HardSigmoid(_OneModule, shapes.HardSigmoid):
+    """relu6(x + 3) / 6."""
+
+    module = "Hardsigmoid"
+
+
+class Tanh(_OneModule, shapes.Tanh):
+    """The hyperbolic tangent."""
+
+    module = "Tanh"
+
+
+class Softmax(_Torch, shapes.Softmax):
+    """Softmax over the channels."""
+
+    def get_model(self) -> Any:
+        return _import("torch.nn").Softmax(dim=1)
+
+
 class Reshape(_Torch, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -185,6 +260,13 @@ class Add(_Torch, shapes.Add):
 
     def get_model(self) -> Callable[[Sequence[Any]], Any]:
         return lambda inputs: inputs[0] + inputs[1]
+
+
+class Mul(_Torch, shapes.Mul):
+    """Product of two tensors, element by element."""
+
+    def get_model(self) -> Callable[[Sequence[Any]], Any]:
+        return lambda inputs: inputs[0] * inputs[1]
 
 
 class Concat(_Torch, shapes.Concat):
@@ -207,6 +289,36 @@ class Split(_Torch, shapes.Split):
     def get_model(self) -> Callable[[Any], Any]:
         half = self.channels // 2
         return lambda x: x.split(half, dim=1)
+
+
+class ChannelShuffle(_Torch, shapes.ChannelShuffle):
+    """Channels from the two halves in turn.
+
+    Not torch's own module: the quick one of its exporters lacks it.
+    """
+
+    def get_model(self) -> Callable[[Any], Any]:
+        channels, height, width = self.input_shape
+
+        def func(x: Any) -> Any:
+            halves = x.reshape(1, 2, channels // 2, height, width)
+            return halves.transpose(1, 2).reshape(1, channels, height, width)
+
+        return func
+
+
+class Pad(_Torch, shapes.Pad):
+    """Zeros around height and width."""
+
+    def get_model(self) -> Any:
+        return _import("torch.nn").ZeroPad2d(self.margin)
+
+
+class Resize(_Torch, shapes.Resize):
+    """Height and width doubled by nearest neighbours."""
+
+    def get_model(self) -> Any:
+        return _import("torch.nn").Upsample(scale_factor=2, mode="nearest")
 
 
 def symmetric_padding(operator: shapes.Conv) -> list[int] | None:
