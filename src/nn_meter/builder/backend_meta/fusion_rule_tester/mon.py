@@ -8,27 +8,48 @@ from typing import Any, ClassVar, Protocol, cast
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 
-__all__ = ["MultipleOutNodes", "Parts"]
+__all__ = ["MultipleOutNodes", "Parts", "make_parts"]
 
 
 class Parts(Protocol):
-    """What a framework gives to build the block with: ``nn_modules.<framework>.parts``.
+    """What a framework gives to build MON and MIN with: ``nn_modules.<framework>.parts``.
 
     A tensor is the framework's own. A relu has a slope for negative inputs, as the guide's block:
     0, or 2 on the branch that a convolution follows.
     """
 
     def input(self, shape: list[int]) -> Any:
-        """Add a graph input."""
+        """Add a graph input; all of them before anything else."""
 
     def dwconv(self, x: Any) -> Any:
-        """Add a depthwise convolution."""
+        """Add a depthwise convolution of stride 1."""
+
+    def conv(self, x: Any) -> Any:
+        """Add a convolution."""
+
+    def conv_shape(self, shape: list[int]) -> list[int]:
+        """The shape that a convolution makes of a shape."""
+
+    def add(self, x: Any, y: Any) -> Any:
+        """Add the sum of two tensors of the same shape."""
 
     def relu(self, x: Any, negative_slope: float = 0.0) -> Any:
         """Add a relu."""
 
     def model(self, outputs: list[Any]) -> Any:
         """Finish the model."""
+
+
+def make_parts(case: BaseTestCase) -> Parts:
+    """Start a model of a test case in its framework."""
+    module = importlib.import_module(f"nn_meter.builder.nn_modules.{case.implement}.parts")
+    parts = module.Parts(
+        kernel_size=case.kernel_size,
+        padding=case.padding,
+        cout=case.cout,
+        strides=case.config.get("STRIDES", 1),
+    )
+    return cast(Parts, parts)
 
 
 class MultipleOutNodes(BaseTestCase):
@@ -75,8 +96,7 @@ class MultipleOutNodes(BaseTestCase):
         return self._finish(parts, parts.dwconv(x))
 
     def _start(self) -> tuple[Parts, Any]:
-        module = importlib.import_module(f"nn_meter.builder.nn_modules.{self.implement}.parts")
-        parts = cast(Parts, module.Parts(kernel_size=self.kernel_size, padding=self.padding))
+        parts = make_parts(self)
         return parts, parts.input(self._shape)
 
     def _finish(self, parts: Parts, *outputs: Any) -> tuple[Any, list[list[int]]]:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
+from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.frameworks import Operand
 from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
+from nn_meter.builder.nn_modules.wiring import join
 from nn_meter.errors import OperatorError
 from nn_meter.reference import reference_inputs
 
@@ -139,33 +141,38 @@ def seed_weights(seed: int) -> None:
     _seed = seed
 
 
-def chain_model(operators: Sequence[BaseOperator]) -> tuple[onnx.ModelProto, list[list[int]]]:
+def chain_model(
+    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+) -> tuple[onnx.ModelProto, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
     graph = Graph()
-    flowing = graph.input(input_shapes(operators[0])[0])
-    kept: list[str] = []
-    for operator in operators:
-        inputs: Any = flowing
-        if operator.get_is_two_inputs():
-            inputs = [flowing, graph.input(input_shapes(operator)[1])]
+
+    def apply(operator: BaseOperator, inputs: str | list[str]) -> Sequence[str]:
         outputs = operator.get_model()(graph, inputs)
-        flowing, *others = outputs if isinstance(outputs, list | tuple) else [outputs]
-        kept += others
-    return graph.model([flowing, *kept]), graph.shapes
+        return outputs if isinstance(outputs, list | tuple) else [outputs]
+
+    outputs = join(operators, operands, graph_input=graph.input, apply=apply)
+    return graph.model(outputs), graph.shapes
 
 
-def save_model(model: onnx.ModelProto, path: Path, shapes: Sequence[Sequence[int]]) -> list[Array]:
+def save_model(
+    model: onnx.ModelProto,
+    path: Path,
+    shapes: Sequence[Sequence[int]],
+    *,
+    outputs: bool = True,
+) -> list[Array]:
     """Write ``path``, an ``.onnx`` file; see ``frameworks.Framework.save_model``."""
     if not isinstance(model, onnx.ModelProto):
         raise OperatorError(f"an onnx model is an onnx.ModelProto, not a {type(model).__name__}")
-    outputs = evaluate(model, reference_inputs(shapes))
+    expected = evaluate(model, reference_inputs(shapes)) if outputs else []
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         onnx.save(model, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return outputs
+    return expected
 
 
 def run_model(path: Path, feeds: Sequence[Array]) -> list[Array]:

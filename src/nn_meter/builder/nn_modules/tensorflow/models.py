@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
+from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.frameworks import Operand
 from nn_meter.builder.nn_modules.tensorflow.library import (
     ConverterError,
     FunctionNode,
@@ -37,6 +38,7 @@ from nn_meter.builder.nn_modules.tensorflow.library import (
     keras,
     tf,
 )
+from nn_meter.builder.nn_modules.wiring import join
 from nn_meter.errors import NNMeterError, OperatorError
 from nn_meter.reference import compare_outputs, reference_inputs, sample_outputs
 
@@ -62,11 +64,14 @@ def seed_weights(seed: int) -> None:
     keras.utils.set_random_seed(seed % 2**32)
 
 
-def chain_model(operators: Sequence[BaseOperator]) -> tuple[Any, list[list[int]]]:
+def chain_model(
+    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+) -> tuple[Any, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``.
 
     Raises:
-        OperatorError: Keras or an operator raised an error, which is chained.
+        OperatorError: An operand is not what the operator takes, or Keras or an operator raised an
+            error, which is chained.
     """
     keras.backend.clear_session(free_memory=False)
     inputs: list[Any] = []
@@ -77,52 +82,61 @@ def chain_model(operators: Sequence[BaseOperator]) -> tuple[Any, list[list[int]]
         inputs.append(keras.Input(shapes[-1], batch_size=1, name=f"input_{len(shapes)}"))
         return inputs[-1]
 
-    flowing = graph_input(input_shapes(operators[0])[0])
-    kept: list[Any] = []
-    for operator in operators:
-        taken: Any = flowing
-        if operator.get_is_two_inputs():
-            taken = [flowing, graph_input(input_shapes(operator)[1])]
+    def apply(operator: BaseOperator, taken: Any) -> list[Any]:
         with _blaming(type(operator).__name__):
             outputs = _apply(operator.get_model(), taken)
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
-        flowing, *others = (dense(output) for output in outputs)
-        kept += others
+        return [dense(output) for output in outputs]
+
+    outputs = join(operators, operands, graph_input=graph_input, apply=apply)
     with _blaming(" + ".join(type(operator).__name__ for operator in operators)):
-        model = keras.Model(_single(inputs), _single([flowing, *kept]), name="model")
+        model = keras.Model(_single(inputs), _single(outputs), name="model")
     return model, shapes
 
 
-def save_model(model: Any, path: Path, shapes: Sequence[Sequence[int]]) -> list[Array]:
+def save_model(
+    model: Any,
+    path: Path,
+    shapes: Sequence[Sequence[int]],
+    *,
+    outputs: bool = True,
+) -> list[Array]:
     """Write the folder ``path``: complete and checked against ``model``, or not at all.
 
-    Both files must give what ``model`` gives, output by output, on the reference inputs. A model
-    with an operator that TFLite lacks is saved without the ``.tflite``, with a warning in the log.
+    Both files must give what ``model`` gives, output by output, on the reference inputs, unless
+    ``outputs`` is False. A model with an operator that TFLite lacks is saved without the
+    ``.tflite``, with a warning in the log.
 
     Args:
         model: A ``keras.Model``; any number of inputs and outputs, any batch.
         path: The folder; one that is there is replaced.
         shapes: Shapes of the inputs, in the model's order, without the batch dimension.
+        outputs: False: nothing is run, and nothing checked.
 
     Returns:
-        What ``model`` gives on the reference inputs.
+        What ``model`` gives on the reference inputs; nothing without ``outputs``.
 
     Raises:
         OperatorError: The model cannot be traced, or what was written gives other values.
     """
     if not isinstance(model, keras.Model):
         raise OperatorError(f"a tensorflow model is a keras.Model, not a {type(model).__name__}")
-    feeds = reference_inputs(shapes)
+    feeds = reference_inputs(shapes) if outputs else []
+    expected: list[Array] = []
     with _blaming(path.name):
-        expected = [np.asarray(y) for y in _call(model, [tf.constant(feed) for feed in feeds])]
+        if outputs:
+            expected = [np.asarray(y) for y in _call(model, [tf.constant(feed) for feed in feeds])]
         frozen = _freeze(model, shapes)
         with _complete(path) as folder:
             (folder / "saved_model.pb").write_bytes(_saved_model(frozen))
-            _check(f"{path.name}: the SavedModel", run_model(folder, feeds), expected)
+            written = {"the SavedModel": folder}
             if lite := _convert(frozen, path.name):
+                written["the TFLite model"] = folder / _LITE
                 (folder / _LITE).parent.mkdir()
                 (folder / _LITE).write_bytes(lite)
-                _check(f"{path.name}: the TFLite model", run_model(folder / _LITE, feeds), expected)
+            if outputs:
+                for what, file in written.items():
+                    _check(f"{path.name}: {what}", run_model(file, feeds), expected)
     return expected
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import numpy.typing as npt
 import onnx
 
-from nn_meter.builder.nn_modules.base import BaseOperator, input_shapes
+from nn_meter.builder.nn_modules.base import BaseOperator
+from nn_meter.builder.nn_modules.frameworks import Operand
 from nn_meter.builder.nn_modules.onnx.evaluator import evaluate
 from nn_meter.builder.nn_modules.onnx.models import run_model
+from nn_meter.builder.nn_modules.wiring import join
 from nn_meter.errors import NotInstalledError, OperatorError
 from nn_meter.reference import compare_outputs, reference_inputs, sample_outputs
 
@@ -42,24 +44,53 @@ class Chain(nn.Module):  # type: ignore[misc]
 
     Args:
         operators: Each takes what the one before it gives; see ``frameworks.Framework``.
+        operands: Where second operands come from.
+
+    Attributes:
+        shapes: Shapes of the inputs without the batch dimension.
+        steps: What comes next: an input (None), or what computes with the numbers of the tensors
+            that it takes. Each gives the tensor of the next number, from 0.
     """
 
-    def __init__(self, operators: Sequence[BaseOperator]) -> None:
+    def __init__(
+        self, operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+    ) -> None:
         super().__init__()
-        self.steps: list[tuple[Callable[..., Any], bool]] = []
-        for number, operator in enumerate(operators, start=1):
-            step = operator.get_model()
-            self.steps.append((step, operator.get_is_two_inputs()))
-            if isinstance(step, nn.Module):
-                self.add_module(f"{type(operator).__name__.lower()}_{number}", step)
+        self.shapes: list[list[int]] = []
+        self.steps: list[tuple[Callable[..., Any], int | list[int]] | None] = []
+        join(operators, operands, graph_input=self._add_input, apply=self._add_step)
 
-    def forward(self, flowing: torch.Tensor, *others: torch.Tensor) -> Any:
-        waiting, kept = list(others), []
-        for step, is_two_inputs in self.steps:
-            outputs = step([flowing, waiting.pop(0)] if is_two_inputs else flowing)
-            flowing, *rest = outputs if isinstance(outputs, list | tuple) else [outputs]
+    def _add_input(self, shape: Sequence[int]) -> int:
+        self.shapes.append(list(shape))
+        self.steps.append(None)
+        return len(self.steps) - 1
+
+    def _add_step(self, operator: BaseOperator, inputs: int | list[int]) -> list[int]:
+        step = operator.get_model()
+        self.steps.append((step, inputs))
+        if isinstance(step, nn.Module):
+            number = len(self.steps) - len(self.shapes)
+            self.add_module(f"{type(operator).__name__.lower()}_{number}", step)
+        return [len(self.steps) - 1]  # how many more it gives is known when it runs
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        waiting = iter(inputs)
+        tensors: list[Any] = []
+        kept: list[Any] = []
+        for entry in self.steps:
+            if entry is None:
+                tensors.append(next(waiting))
+                continue
+            step, sources = entry
+            outputs = step(
+                tensors[sources]
+                if isinstance(sources, int)
+                else [tensors[source] for source in sources]
+            )
+            first, *rest = outputs if isinstance(outputs, list | tuple) else [outputs]
+            tensors.append(first)
             kept += rest
-        return (flowing, *kept) if kept else flowing
+        return (tensors[-1], *kept) if kept else tensors[-1]
 
 
 def seed_weights(seed: int) -> None:
@@ -67,24 +98,30 @@ def seed_weights(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def chain_model(operators: Sequence[BaseOperator]) -> tuple[nn.Module, list[list[int]]]:
+def chain_model(
+    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+) -> tuple[nn.Module, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
-    shapes = input_shapes(operators[0])
-    shapes += [input_shapes(op)[1] for op in operators[1:] if op.get_is_two_inputs()]
-    return Chain(operators), shapes
+    chain = Chain(operators, operands)
+    return chain, chain.shapes
 
 
 def save_model(
-    model: nn.Module, path: Path, shapes: Sequence[Sequence[int]]
+    model: nn.Module,
+    path: Path,
+    shapes: Sequence[Sequence[int]],
+    *,
+    outputs: bool = True,
 ) -> list[npt.NDArray[Any]]:
     """Write ``path``, an ``.onnx`` file, of a module that takes tensors and gives tensors.
 
     The module is put into evaluation mode. The file holds the graph as the module states it:
     nothing is fused, nothing left out but what is constant. That it computes what the module
-    computes is checked before it is written.
+    computes is checked before it is written, unless ``outputs`` is False: then the module runs only
+    to tell that it does, and how many tensors it gives.
 
     Returns:
-        What the module gives on the reference inputs.
+        What the module gives on the reference inputs; nothing without ``outputs``.
 
     Raises:
         OperatorError: It is no module, it does not run on these shapes, or neither of torch's
@@ -100,16 +137,16 @@ def save_model(
     for name, export in EXPORTERS.items():
         try:
             exported = export(model, inputs, len(expected))
-            found = evaluate(exported, feeds)
+            found = evaluate(exported, feeds) if outputs else []
         except Exception as exc:  # noqa: BLE001 - torch's, onnx's, the user's own; raised below
             failure = exc
             refusals.append(f"{name}: {_reason(exc)}")
             continue
-        if difference := _difference(found, expected):
+        if outputs and (difference := _difference(found, expected)):
             refusals.append(f"{name}: the exported model is another: {difference}")
             continue
         _write(exported, path)
-        return expected
+        return expected if outputs else []
     raise OperatorError(
         f"{path.name}: {type(model).__name__} cannot be saved as ONNX. " + "; ".join(refusals)
     ) from failure
