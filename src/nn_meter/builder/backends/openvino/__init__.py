@@ -1,4 +1,4 @@
 """OpenVINO on the CPU of this host.
 
-Who lives here: `backend`, `settings`.
+Who lives here: `backend`, `graph`, `settings`, `sources`.
 """

@@ -25,7 +25,9 @@ from nn_meter.builder.backends.base import (
     model_format,
     time_calls,
 )
+from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
+from nn_meter.builder.backends.openvino.graph import name_apart, read_graph
 from nn_meter.errors import (
     ConversionError,
     DeviceError,
@@ -86,6 +88,15 @@ def _root_logger_kept() -> Iterator[None]:
     finally:
         root.setLevel(level)
         root.handlers[:], root.filters[:] = handlers, filters
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn whatever goes wrong with a model into the refusal of it."""
+    try:
+        yield
+    except Exception as exc:
+        raise ModelRejectedError(f"OpenVINO refuses the model: {_words(exc)}") from exc
 
 
 class OpenVINOSession:
@@ -191,12 +202,10 @@ class OpenVINOBackend(SessionBackend):
     def open(self, converted_model: str, shapes: Shapes) -> OpenVINOSession:
         ov = _openvino()
         core = self._core(ov)
-        try:
+        with _refusals():
             model = _read(ov, core, Path(converted_model), shapes)
             compiled = core.compile_model(model, self.device, self._properties())
             return OpenVINOSession(compiled, reference_inputs(_static_shapes(model)))
-        except Exception as exc:
-            raise ModelRejectedError(f"OpenVINO refuses the model: {_words(exc)}") from exc
 
     def test_connection(self) -> str:
         self._core(_openvino())
@@ -232,6 +241,16 @@ class OpenVINOCPUBackend(OpenVINOBackend):
     @property
     def device(self) -> str:
         return "CPU"
+
+    def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
+        ov = _openvino()
+        core = self._core(ov)
+        with _refusals():
+            model = _read(ov, core, Path(converted_model), shapes)
+            _static_shapes(model)
+            name_apart(model)
+            compiled = core.compile_model(model, self.device, self._properties())
+        return read_graph(model, compiled)
 
 
 class OpenVINOVPUBackend(ComesLater, OpenVINOBackend):
