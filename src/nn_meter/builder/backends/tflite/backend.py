@@ -22,7 +22,9 @@ from nn_meter.builder.backends.base import (
     model_format,
     time_calls,
 )
+from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
+from nn_meter.builder.backends.tflite.graph import executed_graph
 from nn_meter.errors import (
     BackendError,
     ConfigError,
@@ -96,6 +98,12 @@ class TFLiteSession:
             return [self._interpreter.get_tensor(index) for index in self._outputs]
         finally:
             self._fill(self._feeds)
+
+    @property
+    def inputs(self) -> dict[int, tuple[tuple[int, ...], bytes]]:
+        """Shape and content of what is timed, by the index of the tensor that it goes into."""
+        feeds = zip(self._inputs, self._feeds, strict=True)
+        return {index: (feed.shape, feed.tobytes()) for index, feed in feeds}
 
     def close(self) -> None:
         del self._interpreter
@@ -200,6 +208,21 @@ class TFLiteBackend(SessionBackend):
 
 class TFLiteCPUBackend(TFLiteBackend):
     """TFLite models on the CPU."""
+
+    def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
+        """Run a converted model once by LiteRT's C API, which has a profiler, and read what ran.
+
+        Raises:
+            ModelRejectedError: LiteRT refuses the model.
+            GraphUnavailableError: This version's profiler cannot be read, or not for this model.
+        """
+        # The interpreter is what is timed: it says which models run, and on which inputs.
+        session = self.open(converted_model, shapes)
+        inputs = session.inputs
+        session.close()
+        return executed_graph(
+            Path(converted_model), inputs, threads=self.threads, version=_version()
+        )
 
 
 class TFLiteGPUBackend(ComesLater, TFLiteBackend):
