@@ -70,13 +70,14 @@ def test_lists(user):
             f"(nn-Meter) [Backend] {name}"
             for name in (
                 *("tflite_cpu", "tflite_gpu", "openvino_vpu"),
-                *("onnxruntime_cpu", "openvino_cpu", "debug_backend"),
+                *("onnxruntime_cpu", "openvino_cpu"),
+                *("ncnn_cpu", "mnn_cpu", "iree_cpu", "debug_backend"),
             )
         ),
     ]
     operators = user.succeed("--list-operators").splitlines()
     assert operators[0] == "(nn-Meter) Supported operators: ('*' indicates customized operators)"
-    assert len(operators) == 1 + 18
+    assert len(operators) == 1 + 31
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
         "(nn-Meter) [Testcase] MON",
@@ -444,7 +445,7 @@ def test_a_converted_model_is_what_is_profiled(small):
         ("ruletest_config.yaml", "KERNEL_SIZE: 0", "KERNEL_SIZE must be a whole number"),
         ("ruletest_config.yaml", "PADDING: full", "PADDING must be same or valid"),
         ("ruletest_config.yaml", "KERNEL_SIZ: 3", "did you mean KERNEL_SIZE?"),
-        ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_]", "'conv_' is no pair"),
+        ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_]", "'conv_' is no chain"),
         ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_rellu]", "did you mean 'relu'?"),
         ("ruletest_config.yaml", "OTHER_TESTCASES: [MOM]", "did you mean 'MON'?"),
         ("ruletest_config.yaml", "CIN: 5\nBASIC_TESTCASES: [split_relu]", "must be even"),
@@ -469,7 +470,7 @@ def test_a_bad_configuration_is_refused_before_anything_is_done(small, file, tex
         ("conv_rellu", "did you mean 'relu'?"),
         ("cnv_relu", "did you mean 'conv'?"),
         ("MOM", "did you mean 'MON'?"),
-        ("conv_relu_add", "is no pair"),
+        ("conv_relu_", "is no chain"),
         (" , ", "names none"),
     ],
 )

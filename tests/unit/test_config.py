@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import plan_pair
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import plan_chain
 from nn_meter.builder.backends.debug.settings import DebugSettings
 from nn_meter.builder.backends.interface import PLATFORMS, backend_spec, create_workspace
 from nn_meter.builder.config import (
@@ -115,7 +115,7 @@ def test_default_pairs_of_the_other_operators_are_those_that_can_be_built():
         for partner in ("conv", "dwconv", "relu", "add", "fc"):
             for pair in ((op, partner), (partner, op)):
                 try:
-                    plan_pair(*pair, config)
+                    plan_chain(pair, config)
                 except OperatorError:
                     continue
                 wanted.add("_".join(pair))
@@ -221,12 +221,15 @@ REFUSED = [
     ("BASIC_TESTCASES: [3]", ["BASIC_TESTCASES", "a list of pairs", "found [3]"]),
     ("BASIC_TESTCASES: [[conv, relu]]", ["BASIC_TESTCASES", "a list of pairs"]),
     ("BASIC_TESTCASES: {conv: relu}", ["BASIC_TESTCASES", "a list of pairs"]),
-    ("BASIC_TESTCASES: [conv_]", ["BASIC_TESTCASES", "'conv_'", "is no pair", "conv_relu"]),
-    ("BASIC_TESTCASES: [_conv]", ["BASIC_TESTCASES", "'_conv'", "is no pair"]),
-    ("BASIC_TESTCASES: [conv]", ["BASIC_TESTCASES", "'conv'", "is no pair"]),
-    ("BASIC_TESTCASES: ['']", ["BASIC_TESTCASES", "''", "is no pair"]),
-    ("BASIC_TESTCASES: [conv_bn_relu]", ["BASIC_TESTCASES", "'conv_bn_relu'", "is no pair"]),
-    ("BASIC_TESTCASES: [BF_conv]", ["BASIC_TESTCASES", "'BF_conv'", "is no pair"]),
+    ("BASIC_TESTCASES: [conv_]", ["BASIC_TESTCASES", "'conv_'", "is no chain", "conv_relu"]),
+    ("BASIC_TESTCASES: [_conv]", ["BASIC_TESTCASES", "'_conv'", "is no chain"]),
+    ("BASIC_TESTCASES: [conv]", ["BASIC_TESTCASES", "'conv'", "is no chain"]),
+    ("BASIC_TESTCASES: ['']", ["BASIC_TESTCASES", "''", "is no chain"]),
+    (
+        f"BASIC_TESTCASES: [{'_'.join(['relu'] * 17)}]",
+        ["BASIC_TESTCASES", "is no chain", "at most 16"],
+    ),
+    ("BASIC_TESTCASES: [BF_conv]", ["BASIC_TESTCASES", "'BF_conv'", "is no chain"]),
     ("BASIC_TESTCASES: [conv_foo]", ["BASIC_TESTCASES", "'conv_foo'", "no operator 'foo'", "relu"]),
     ("BASIC_TESTCASES: [conv_rleu]", ["'conv_rleu'", "'rleu'", "did you mean 'relu'", "known:"]),
     ("OTHER_TESTCASES: [MOM]", ["OTHER_TESTCASES", "'MOM'", "did you mean 'MON'", "known: MON"]),

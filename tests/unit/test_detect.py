@@ -452,7 +452,7 @@ def test_a_model_without_a_latency(workspace):
     del results["BF_conv_relu"]["relu"]["latency"]
     found = detect_fusion_rule(results)
     assert found["BF_conv_relu"]["verdict"] == "undecided"
-    assert found["BF_conv_relu"]["reason"] == "the model relu has no latency"
+    assert found["BF_conv_relu"]["reason"].startswith("the model relu has no latency")
     assert found["BF_dwconv_relu"]["obey"] is True
 
 
@@ -525,14 +525,14 @@ def test_latencies_of_a_case_are_the_sum_of_its_ops():
         ({"BF_conv_rleu": case(a=1)}, DetectionError, "no operator 'rleu'; did you mean 'relu'"),
         ({"MOM": case(a=1)}, DetectionError, "MOM: there is no such test case; did you mean 'MON'"),
         ({"BF_conv": case(a=1)}, DetectionError, "BF_conv: there is no such test case"),
-        ({"BF_a_b_c": case(a=1)}, DetectionError, "BF_a_b_c: there is no such test case"),
+        ({"BF_a_b_c": case(a=1)}, DetectionError, "BF_a_b_c: there is no operator 'a'"),
         ({"": case(a=1)}, DetectionError, "there is no such test case"),
         (
             {**pair("BF_conv_relu", **FUSED), **pair("conv_relu", **FUSED)},
             DetectionError,
             "BF_conv_relu stands twice",
         ),
-        ({}, DetectionError, "no model has a latency; run profile_models first, or fill"),
+        ({}, DetectionError, "no model has a latency or an executed graph; run"),
         ({"BF_conv_relu": case(conv=None)}, DetectionError, "no model has a latency"),
         ({"BF_conv_relu": case(conv=-1)}, ResultFileError, "BF_conv_relu: conv: a latency of -1"),
         ({"BF_conv_relu": {}}, ResultFileError, "BF_conv_relu: should hold a dict of models"),
@@ -547,7 +547,7 @@ def test_results_that_cannot_be_are_refused_and_nothing_is_written(
     assert files(ws) == {}
 
 
-@pytest.mark.parametrize("evidence", ["graph", "latency"])
+@pytest.mark.parametrize("evidence", ["latency"])
 def test_evidence_that_is_not_there_yet(workspace, evidence):
     ws = workspace(EVIDENCE=evidence)
     with pytest.raises(ConfigError, match=f"EVIDENCE: {evidence} comes with a later release"):
@@ -564,7 +564,7 @@ def test_another_test_case_that_cannot_be_loaded_does_no_harm(workspace, testcas
     shutil.rmtree(tmp_path / "package_Broken")
     assert detect_fusion_rule(mine)["Mine"]["obey"] == "case1"
     with pytest.raises(
-        DetectionError, match=r"known besides BF_…: MON, Mine; .*BrokenTC.* no folder"
+        DetectionError, match=r"known besides BF_…: MON, MIN, MINRELU, Mine; .*BrokenTC.* no folder"
     ):
         detect_fusion_rule({"Yours": case(a=1)})
 

@@ -15,7 +15,7 @@ import yaml
 from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import build, generate, generate_testcases
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
-from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import plan_pair
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import plan_chain
 from nn_meter.builder.config import RuletestConfig
 from nn_meter.builder.nn_modules.info import info_file
 from nn_meter.builder.workspace import read_json
@@ -50,9 +50,9 @@ GUIDE = CONFIG | {"IMPLEMENT": "tensorflow"}
     ],
 )
 def test_shapes_are_inferred_op_by_op(pair, first, second):
-    plan = plan_pair(*pair.split("_"), GUIDE)
-    assert (plan.block.input_shape, plan.second_input) == (first, second)
-    chains = plan.chains("a", "b")
+    plan = plan_chain(pair.split("_"), GUIDE)
+    assert (plan.block.input_shape, plan.shapes[1]) == (first, second)
+    chains = plan.chains(["a", "b"])
     assert [(name, chain.input_shape) for name, chain in chains.items()] == [
         ("a", first),
         ("b", second),
@@ -62,8 +62,8 @@ def test_shapes_are_inferred_op_by_op(pair, first, second):
 
 def test_the_channels_come_first_where_the_framework_has_them_first():
     for implement in ("onnx", "torch"):
-        plan = plan_pair("conv", "relu", CONFIG | {"IMPLEMENT": implement})
-        assert (plan.block.input_shape, plan.second_input) == ((16, 28, 28), (256, 28, 28))
+        plan = plan_chain(("conv", "relu"), CONFIG | {"IMPLEMENT": implement})
+        assert (plan.block.input_shape, plan.shapes[1]) == ((16, 28, 28), (256, 28, 28))
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_the_channels_come_first_where_the_framework_has_them_first():
     ],
 )
 def test_shapes_follow_the_configuration(changed, second):
-    assert plan_pair("conv", "relu", GUIDE | changed).second_input == second
+    assert plan_chain(("conv", "relu"), GUIDE | changed).shapes[1] == second
 
 
 def test_layers_1d_decide_which_input_a_pair_has():
-    plan = plan_pair("fc", "relu", GUIDE | {"LAYERS_1D": []})
-    assert (plan.block.input_shape, plan.second_input) == ((28, 28, 16), (28, 28, 256))
-    plan = plan_pair("relu", "add", GUIDE | {"LAYERS_1D": ["fc", "relu"]})
-    assert (plan.block.input_shape, plan.second_input) == ((428,), (428,))
-    assert plan_pair("conv", "fc", GUIDE | {"LAYERS_1D": []}).second_input == (28, 28, 256)
+    plan = plan_chain(("fc", "relu"), GUIDE | {"LAYERS_1D": []})
+    assert (plan.block.input_shape, plan.shapes[1]) == ((28, 28, 16), (28, 28, 256))
+    plan = plan_chain(("relu", "add"), GUIDE | {"LAYERS_1D": ["fc", "relu"]})
+    assert (plan.block.input_shape, plan.shapes[1]) == ((428,), (428,))
+    assert plan_chain(("conv", "fc"), GUIDE | {"LAYERS_1D": []}).shapes[1] == (28, 28, 256)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_layers_1d_decide_which_input_a_pair_has():
 )
 def test_a_pair_that_cannot_be_built_says_why(pair, changed, reason):
     with pytest.raises(OperatorError, match=reason):
-        plan_pair(*pair.split("_"), GUIDE | changed)
+        plan_chain(pair.split("_"), GUIDE | changed)
 
 
 # --- operators of users --------------------------------------------------------------------------
@@ -154,13 +154,13 @@ def test_an_operator_of_the_users(workspace, operator):
 
 def test_an_operator_with_several_outputs_passes_on_the_first(operator):
     operator("def get_output_shape(self): return [[2, 8, 8], [2, 8, 8]]")
-    plan = plan_pair("own", "relu", CONFIG)
-    assert plan.second_input == (2, 8, 8)
+    plan = plan_chain(("own", "relu"), CONFIG)
+    assert plan.shapes[1] == (2, 8, 8)
 
 
 def test_a_layer_of_the_users_that_takes_1d(operator):
     operator()
-    plan = plan_pair("own", "relu", CONFIG | {"LAYERS_1D": ["fc", "own"]})
+    plan = plan_chain(("own", "relu"), CONFIG | {"LAYERS_1D": ["fc", "own"]})
     assert plan.block.input_shape == (428,)
 
 
@@ -178,7 +178,7 @@ def test_a_layer_of_the_users_that_takes_1d(operator):
 def test_an_operator_that_does_not_say_what_comes_out(operator, body, reason):
     operator(body)
     with pytest.raises(OperatorError, match=reason):
-        plan_pair("own", "relu", CONFIG)
+        plan_chain(("own", "relu"), CONFIG)
 
 
 def test_operators_that_cannot_be_built_cost_their_test_cases(
@@ -210,7 +210,7 @@ def test_an_operator_of_another_framework(workspace, operator):
     operator()
     workspace(IMPLEMENT="torch")
     with pytest.raises(RegistrationError, match="own exists for onnx, but not for torch"):
-        plan_pair("own", "relu", CONFIG | {"IMPLEMENT": "torch"})
+        plan_chain(("own", "relu"), CONFIG | {"IMPLEMENT": "torch"})
 
 
 # --- generate_testcases --------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_every_pair_that_can_be_built(workspace, monkeypatch):
     for first in entries:
         for second in entries:
             try:
-                plan_pair(first.name, second.name, config)
+                plan_chain((first.name, second.name), config)
             except OperatorError:
                 continue
             expected.append(f"BF_{first.name}_{second.name}")
@@ -349,14 +349,14 @@ def test_a_changed_configuration_builds_anew(workspace):
 
 
 def test_what_a_model_is_built_from():
-    chain = plan_pair("conv", "relu", CONFIG).block
+    chain = plan_chain(("conv", "relu"), CONFIG).block
     key = build.chain_key(chain)
     for changed in ({"COUT": 6}, {"KERNEL_SIZE": 1}, {"STRIDES": 2}, {"HW": 9}, {"MINE": None}):
-        assert build.chain_key(plan_pair("conv", "relu", CONFIG | changed).block) != key
+        assert build.chain_key(plan_chain(("conv", "relu"), CONFIG | changed).block) != key
     for changed in ({"EPS_ALPHA": 1}, {"DETAIL": True}, {"EVIDENCE": "formula"}, {"LAYERS_1D": []}):
-        assert build.chain_key(plan_pair("conv", "relu", CONFIG | changed).block) == key
-    assert build.chain_key(plan_pair("conv", "relu6", CONFIG).block) != key
-    assert build.chain_key(plan_pair("conv", "relu", GUIDE).block) != key
+        assert build.chain_key(plan_chain(("conv", "relu"), CONFIG | changed).block) == key
+    assert build.chain_key(plan_chain(("conv", "relu6"), CONFIG).block) != key
+    assert build.chain_key(plan_chain(("conv", "relu"), GUIDE).block) != key
 
 
 def test_equal_models_are_built_once_and_linked(workspace):

@@ -353,7 +353,8 @@ class RuletestConfig(Settings):
     )
     BASIC_TESTCASES: Annotated[list[str] | Literal["all"], BeforeValidator(_no_entries)] = _key(
         default_testcases(),
-        "Pairs of operators to test, joined by _; or: all (every ordered pair that can be built).",
+        "Pairs of operators to test, joined by _, or longer chains like conv_bn_relu; or: all "
+        "(every ordered pair that can be built).",
         "a list of pairs like conv_relu, or: all",
     )
     OTHER_TESTCASES: Names = _key(
@@ -402,7 +403,7 @@ class RuletestConfig(Settings):
         config = validate(cls, _rename_alpha(dict(data), source), source)
         basic = config.BASIC_TESTCASES
         if not isinstance(basic, str):
-            basic = list(dict.fromkeys(_pair(source, name, operators) for name in basic))
+            basic = list(dict.fromkeys(_chain(source, name, operators) for name in basic))
         for key, names, known in (
             ("OTHER_TESTCASES", config.OTHER_TESTCASES, testcases),
             ("LAYERS_1D", config.LAYERS_1D, operators),
@@ -435,13 +436,16 @@ def _rename_alpha(data: dict[str, Any], source: str) -> dict[str, Any]:
     return {**data, "EPS_ALPHA": old}
 
 
-def _pair(source: str, name: str, operators: Collection[str]) -> str:
+_LONGEST = 16
+
+
+def _chain(source: str, name: str, operators: Collection[str]) -> str:
     """Check the name of a basic test case; returns it without the prefix BF_."""
     ops = name.removeprefix("BF_").split("_")
-    if len(ops) != 2 or not all(ops):
+    if not 2 <= len(ops) <= _LONGEST or not all(ops):
         raise ConfigError(
-            f"{source}: BASIC_TESTCASES: {name!r} is no pair; join two operators by one _, "
-            "like conv_relu"
+            f"{source}: BASIC_TESTCASES: {name!r} is no chain; join two or more operators (at most "
+            f"{_LONGEST}) by one _ each, like conv_relu or conv_bn_relu"
         )
     for op in ops:
         if op not in operators:

@@ -158,6 +158,16 @@ class Workspace:
         return self.ruletest_dir / "models"
 
     @property
+    def situations_dir(self) -> Path:
+        """Models of blocks inside other models, of which only the executed graph is read."""
+        return self.ruletest_dir / "situations"
+
+    @property
+    def situations_file(self) -> Path:
+        """The list of them: rule -> situation -> model -> ``{"model", "shapes"}``."""
+        return self.situations_dir / "situations.json"
+
+    @property
     def converted_dir(self) -> Path:
         return self.ruletest_dir / "converted"
 

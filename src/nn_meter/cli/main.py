@@ -28,6 +28,9 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"}
 _COMMANDS = {
     "run": ("run:run", "Do all steps and print which operators fuse."),
     "ruletest": ("ruletest:ruletest", "Do one step: generate, profile or detect."),
+    "ask": ("ask:ask", "Ask which edges of one chain of operators fuse."),
+    "diff": ("diff:diff", "Compare the rules of two runtimes, versions or shapes."),
+    "map": ("map:fusion_map", "Ask all runtimes, and write a map of what they fuse."),
     "create": ("workspaces:create", "Create a workspace."),
     "connect": ("workspaces:connect", "Check the connection to a backend."),
     "register": (

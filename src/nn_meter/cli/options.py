@@ -10,6 +10,7 @@ import click
 __all__ = [
     "backend_option",
     "debug_option",
+    "evidence_option",
     "json_option",
     "measuring_options",
     "testcases_option",
@@ -40,6 +41,13 @@ time_limit_option = click.option(
     metavar="SECONDS",
     help="For building, or for one operation on, one model; then it is given up and the rest "
     "goes on.",
+)
+evidence_option = click.option(
+    "--evidence",
+    type=click.Choice(["auto", "graph", "formula"]),
+    help="What a verdict rests on: graph (what the runtime says that it executed), formula (the "
+    "guide's inequality on latencies) or auto (the graph where the backend can tell, else the "
+    "formula). Default: EVIDENCE of the configuration, which is auto.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."

@@ -58,6 +58,7 @@ def generate(workspace: str, testcases: str | None, time_limit: float, as_json: 
 @options.workspace_option
 @options.backend_option
 @options.testcases_option
+@options.evidence_option
 @options.measuring_options
 @options.json_option
 @options.debug_option
@@ -65,6 +66,7 @@ def profile(
     workspace: str,
     backend: str | None,
     testcases: str | None,
+    evidence: str | None,
     fresh: bool,
     retry_failed: bool,
     time_limit: float,
@@ -73,7 +75,7 @@ def profile(
     """Measure the models that 'ruletest generate' made. Interrupted, it goes on from there."""
     log_to_stderr()
     start = time.monotonic()
-    opened = steps.workspace_for(workspace, testcases)
+    opened = steps.workspace_for(workspace, testcases, evidence)
     name = backend or steps.default_backend(opened)
     cases = read_testcases(_made_by("generate", opened.results_dir / "origin_testcases.json"))
     if testcases is not None:
@@ -97,6 +99,7 @@ def profile(
                 "environment": summary.environment,
                 "measured": len(summary.measured),
                 "kept": len(summary.kept),
+                "graphs": summary.graphs,
                 "failed": {model: f.reason for model, f in summary.failed.items()},
                 "results": str(results),
             }
@@ -118,13 +121,14 @@ def profile(
     metavar="FILE",
     help="Profiled results. Default: results/profiled_results.json of the workspace.",
 )
+@options.evidence_option
 @options.json_option
 @options.debug_option
-def detect(workspace: str, results: str | None, as_json: bool) -> None:
+def detect(workspace: str, results: str | None, evidence: str | None, as_json: bool) -> None:
     """Detect the fusion rules from profiled results."""
     log_to_stderr()
     start = time.monotonic()
-    opened = steps.workspace_for(workspace, None)
+    opened = steps.workspace_for(workspace, None, evidence)
     made = opened.results_dir / "profiled_results.json"
     source = Path(results) if results else _made_by("profile", made)
     profiled = read_testcases(source, latency_only=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
-from nn_meter.builder.backends.interface import create_workspace
+from nn_meter.builder.backends.interface import create_workspace, quickest_implement
 from nn_meter.builder.profiling.connection import greet
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, print_json
@@ -29,6 +29,7 @@ _FILES = (
 @options.backend_option
 @options.workspace_option
 @options.testcases_option
+@options.evidence_option
 @options.measuring_options
 @options.json_option
 @options.debug_option
@@ -36,6 +37,7 @@ def run(
     backend: str | None,
     workspace: str,
     testcases: str | None,
+    evidence: str | None,
     fresh: bool,
     retry_failed: bool,
     time_limit: float,
@@ -43,17 +45,19 @@ def run(
 ) -> None:
     """Do all steps: make the models, measure them, decide which operators fuse.
 
-    A workspace that is not there is created: for the backend, by default onnxruntime_cpu.
+    A workspace that is not there is created: for the backend, by default onnxruntime_cpu, with
+    models in ONNX where the backend takes these.
     Interrupted at any moment, the same command goes on from there.
     """
     log_to_stderr()
     start = time.monotonic()
     steps.check_testcases(testcases)
     if not (Path(workspace) / "configs").exists():
-        create_workspace(workspace, backend=backend or "onnxruntime_cpu")
-    opened = steps.workspace_for(workspace, testcases)
+        chosen = backend or "onnxruntime_cpu"
+        create_workspace(workspace, backend=chosen, implement=quickest_implement(chosen))
+    opened = steps.workspace_for(workspace, testcases, evidence)
     # said now, and not when all is measured
-    chosen_evidence(opened.ruletest.EVIDENCE, opened.ruletest_file)
+    check_evidence(opened.ruletest.EVIDENCE, opened.ruletest_file)
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built

@@ -30,9 +30,17 @@ __all__ = [
 ]
 
 
-def workspace_for(path: str, testcases: str | None) -> Workspace:
-    """Open a workspace; with ``testcases`` (names joined by commas) ask only those."""
+def workspace_for(path: str, testcases: str | None, evidence: str | None = None) -> Workspace:
+    """Open a workspace.
+
+    Args:
+        path: Its folder.
+        testcases: Ask only these, names joined by commas; None: what its configuration asks.
+        evidence: EVIDENCE; None: what its configuration says.
+    """
     asked = check_testcases(testcases)
+    if evidence is not None:
+        asked["EVIDENCE"] = evidence
     workspace = open_workspace(path)
     return replace(workspace, ruletest=workspace.ruletest.model_copy(update=asked))
 

@@ -15,6 +15,7 @@ __all__ = ["print_files", "print_table", "verdicts_json"]
 
 _STYLES = {"fused": "green", "separate": "cyan"}
 _OPEN = ("undecided", "unsupported", "unmet")
+_KEPT = ("obey", "verdict", "evidence", "reason", "kernels", "eliminated", "free", "edges", "when")
 _FORMULA = (
     "Evidence 'formula' is the guide's inequality on average latencies of whole models. Against "
     "what runtimes really executed it was right in 26 to 68 % of cases: a hint, no proof."
@@ -30,13 +31,12 @@ def verdicts_json(
     refused: Mapping[str, str],
 ) -> dict[str, Any]:
     """What ``--json`` prints of verdicts."""
-    kept = ("obey", "verdict", "evidence", "reason")
     data: dict[str, Any] = {
         "backend": backend,
         "workspace": str(workspace),
         "wall_s": round(wall_s, 3),
         "verdicts": {
-            name: {key: verdict[key] for key in kept if key in verdict}
+            name: {key: verdict[key] for key in _KEPT if key in verdict}
             for name, verdict in detected.items()
         },
     }
@@ -50,16 +50,22 @@ def print_table(
     title: str,
     refused: Mapping[str, str],
 ) -> None:
-    """Print a table of verdicts with the latencies behind them, and what is left open and why."""
+    """Print a table of verdicts with what is behind them, and what is left open and why."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     table.add_column("rule", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("evidence")
-    table.add_column("block, ms", justify="right", no_wrap=True)
-    table.add_column("ops, ms")
+    ran = any(verdict.get("kernels") is not None for verdict in detected.values())
+    timed = any("latency" in entry for models in profiled.values() for entry in models.values())
+    if ran:
+        table.add_column("what ran", overflow="fold")
+    if timed:
+        table.add_column("block, ms", justify="right", no_wrap=True)
+        table.add_column("ops, ms")
     for name, verdict in detected.items():
         word = str(verdict["verdict"])
         models = profiled.get(name, {})
@@ -68,8 +74,8 @@ def print_table(
             name,
             f"[{style}]{word}[/]" if (style := _STYLES.get(word)) else word,
             str(verdict["evidence"]),
-            _ms(models.get("block", {})),
-            "  ".join(ops),
+            *([escape(", ".join(verdict.get("kernels") or ()))] if ran else []),
+            *([_ms(models.get("block", {})), "  ".join(ops)] if timed else []),
         )
     console = Console()
     if not console.is_terminal:
@@ -81,10 +87,22 @@ def print_table(
         if verdict["verdict"] in _OPEN:
             reason = one_line(str(verdict.get("reason", "")))
             click.echo(f"  {name} {verdict['verdict']}: {reason}")
+    _print_differences(detected)
     for name, reason in refused.items():
         click.echo(f"  {name} left out: {one_line(reason)}")
     if any(verdict["evidence"] == "formula" for verdict in detected.values()):
         click.echo(_FORMULA)
+
+
+def _print_differences(detected: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say in a line each where the same question has other answers in other situations."""
+    for name, verdict in detected.items():
+        situations: dict[str, list[str]] = {}
+        for situation, told in verdict.get("when", {}).items():
+            situations.setdefault(str(told["verdict"]), []).append(situation)
+        if len(situations) > 1:
+            parts = [f"{word} {', '.join(where)}" for word, where in situations.items()]
+            click.echo(f"  {name} depends on where it stands: {'; '.join(parts)}")
 
 
 def _ms(entry: Mapping[str, Any]) -> str:

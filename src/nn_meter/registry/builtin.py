@@ -33,14 +33,35 @@ _OPERATORS = {
     "concat": "Concat",
     "flatten": "Flatten",
     "split": "Split",
+    "swish": "Swish",
+    "gelu": "Gelu",
+    "leakyrelu": "LeakyRelu",
+    "prelu": "PRelu",
+    "hardsigmoid": "HardSigmoid",
+    "tanh": "Tanh",
+    "layernorm": "LayerNorm",
+    "softmax": "Softmax",
+    "matmul": "MatMul",
+    "mul": "Mul",
+    "pad": "Pad",
+    "resize": "Resize",
+    "channelshuffle": "ChannelShuffle",
 }
-_TESTCASES = {"MON": ("nn_meter.builder.backend_meta.fusion_rule_tester.mon", "MultipleOutNodes")}
+_TESTER_PACKAGE = "nn_meter.builder.backend_meta.fusion_rule_tester"
+_TESTCASES = {
+    "MON": (f"{_TESTER_PACKAGE}.mon", "MultipleOutNodes"),
+    "MIN": (f"{_TESTER_PACKAGE}.min", "MultipleInNodes"),
+    "MINRELU": (f"{_TESTER_PACKAGE}.min", "MultipleInNodesRelu"),
+}
 _BACKENDS = {
     "tflite_cpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteCPUBackend"),
     "tflite_gpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteGPUBackend"),
     "openvino_vpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOVPUBackend"),
     "onnxruntime_cpu": (f"{_BACKENDS_PACKAGE}.onnxruntime.backend", "OnnxRuntimeCPUBackend"),
     "openvino_cpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOCPUBackend"),
+    "ncnn_cpu": (f"{_BACKENDS_PACKAGE}.ncnn.backend", "NcnnCPUBackend"),
+    "mnn_cpu": (f"{_BACKENDS_PACKAGE}.mnn.backend", "MNNCPUBackend"),
+    "iree_cpu": (f"{_BACKENDS_PACKAGE}.iree.backend", "IREECPUBackend"),
     "debug_backend": (f"{_BACKENDS_PACKAGE}.debug.backend", "DebugBackend"),
 }
 _CLASSES: dict[Kind, dict[str, tuple[str, str]]] = {

@@ -30,6 +30,7 @@ __all__ = [
     "create_workspace",
     "list_backends",
     "platform_of",
+    "quickest_implement",
 ]
 
 
@@ -88,6 +89,9 @@ PLATFORMS = {
             settings="onnxruntime.settings:OnnxRuntimeSettings",
             implement="onnx",
         ),
+        _platform("ncnn", "ncnn_cpu", settings="ncnn.settings:NcnnSettings", implement="onnx"),
+        _platform("mnn", "mnn_cpu", settings="mnn.settings:MNNSettings", implement="onnx"),
+        _platform("iree", "iree_cpu", settings="iree.settings:IREESettings", implement="onnx"),
         _platform(
             "debug", "debug_backend", settings="debug.settings:DebugSettings", implement="onnx"
         ),
@@ -150,13 +154,29 @@ def connect_backend(backend_name: str, workspace: Workspace | None = None) -> Ba
     return backend
 
 
-def create_workspace(path: Path | str, *, platform: str = "", backend: str = "") -> Path:
+def quickest_implement(backend_name: str) -> str:
+    """The value of IMPLEMENT whose models are built soonest of those that a backend takes.
+
+    Raises:
+        BackendError: There is no such backend.
+    """
+    try:
+        takes = registry.load(registry.find("backend", backend_name)).takes
+    except RegistrationError as exc:
+        raise BackendError(str(exc)) from exc
+    return "onnx" if "onnx" in takes or not takes else str(takes[0])
+
+
+def create_workspace(
+    path: Path | str, *, platform: str = "", backend: str = "", implement: str = ""
+) -> Path:
     """Make a workspace with commented configuration files.
 
     Args:
         path: A folder that does not exist yet, or is empty.
         platform: One of ``PLATFORMS``; or
         backend: a backend's name: its platform's files, or its own default file.
+        implement: IMPLEMENT of the workspace; default: the platform's.
 
     Raises:
         WorkspaceError: There is something at that path already.
@@ -167,20 +187,20 @@ def create_workspace(path: Path | str, *, platform: str = "", backend: str = "")
     if platform and chosen is None:
         raise BackendError(f"there is no platform {platform!r}; known: {', '.join(PLATFORMS)}")
     if chosen is None:
-        return _create_customized(path, backend)
+        return _create_customized(path, backend, implement or "tensorflow")
     module, _, name = chosen.settings.partition(":")
     cls: type[BackendSettings] = getattr(importlib.import_module(module), name)
     return _create(
         path,
         platform=chosen.name,
-        ruletest_config=_ruletest_template(chosen.implement),
+        ruletest_config=_ruletest_template(implement or chosen.implement),
         backend_config=render_template(
             cls, f"Where and how test cases are measured: {chosen.name}.", **chosen.template
         ),
     )
 
 
-def _create_customized(path: Path | str, backend: str) -> Path:
+def _create_customized(path: Path | str, backend: str, implement: str) -> Path:
     try:
         entry = registry.find("backend", backend)
     except RegistrationError as exc:
@@ -196,7 +216,7 @@ def _create_customized(path: Path | str, backend: str) -> Path:
     return _create(
         path,
         platform=f"customized:{backend}",
-        ruletest_config=_ruletest_template("tensorflow"),
+        ruletest_config=_ruletest_template(implement),
         backend_config=text,
     )
 

@@ -73,6 +73,8 @@ class Connection:
         )
         self.environment = replace(environment, options={**environment.options, **(options or {})})
         self.sessions: bool = facts["sessions"]
+        self.shows_graph: bool = facts["graph"] or facts["graphs"]
+        self.shows_graphs: bool = facts["graphs"]
         self.own_file_method: bool = facts["own_file_method"]
 
     def __enter__(self) -> Self:

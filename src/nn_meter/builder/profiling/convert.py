@@ -58,7 +58,7 @@ def convert_all(
         carry_out=lambda caller, model: _convert(
             caller, root / model.hash[:20], model, time_limit_s
         ),
-        done=lambda number, digest: progress(
+        done=lambda number, digest, _: progress(
             "convert", number, len(missing), models[digest].path.name
         ),
         most=None if connection.isolated else 1,

@@ -15,13 +15,20 @@ from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling import measure, results
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
+from nn_meter.builder.profiling.graphs import collect_graphs
 from nn_meter.builder.profiling.measure import Model, ModelFailedError, measure_samples
 from nn_meter.builder.profiling.plan import FixedPlan
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases, read_testcases
-from nn_meter.builder.profiling.store import Failure, Store
+from nn_meter.builder.profiling.store import Failure, Store, graph_reference
 from nn_meter.builder.workspace import Workspace, builder_config, make_folder, write_json
-from nn_meter.errors import BackendError, ConfigError, NNMeterError, ResultFileError
+from nn_meter.errors import (
+    BackendError,
+    ConfigError,
+    GraphUnavailableError,
+    NNMeterError,
+    ResultFileError,
+)
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, logged
 
@@ -41,6 +48,7 @@ class ProfileSummary:
         measured: Test cases measured now.
         kept: Test cases that an earlier run had finished.
         failed: ``test case: model`` to why it has no latency.
+        graphs: How many models' executed graphs are known.
         runtime_s: Seconds spent inside the runtime's measured runs.
         environment: What was measured in, in words.
     """
@@ -48,6 +56,7 @@ class ProfileSummary:
     measured: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     failed: dict[str, Failure] = field(default_factory=dict)
+    graphs: int = 0
     runtime_s: float = 0.0
     environment: str = ""
 
@@ -134,6 +143,9 @@ def profile_models(
 ) -> TestCases:
     """Measure the models of test cases on a backend.
 
+    With ``EVIDENCE: auto`` a backend that can tell is asked for the executed graph of each model,
+    too; with ``EVIDENCE: graph`` for nothing else.
+
     The models of one test case are timed in turn, in rounds. Samples go to ``samples.db`` round by
     round; killed at any moment, the next call goes on from there, and measures no finished test
     case again. A model that fails is named in ``profile_error.log``, and the rest goes on.
@@ -155,7 +167,8 @@ def profile_models(
         summary: Filled with what was done.
 
     Returns:
-        The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``.
+        The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``;
+        and with ``graph``, where its executed graph lies in the store.
 
     Raises:
         ConfigError: An argument cannot be, e.g. a ``save_name`` that is no plain name.
@@ -179,6 +192,12 @@ def profile_models(
                 f"{', '.join(metrics)}"
             )
         summary.environment = str(connection.environment)
+        evidence = workspace.ruletest.EVIDENCE
+        if evidence == "graph" and not connection.shows_graph:
+            raise BackendError(
+                f"{workspace.ruletest_file}: EVIDENCE is graph, but {connection.name} cannot tell "
+                "what it executes; choose auto, or a backend that can"
+            )
         number = store.environment(connection.name, connection.environment)
         run = _Run(
             workspace=workspace,
@@ -191,11 +210,14 @@ def profile_models(
             time_limit_s=time_limit_s,
             save_name=save_name,
             summary=summary,
+            timed=evidence != "graph",
+            asked_for_graphs=evidence in ("auto", "graph") and connection.shows_graph,
         )
         if fresh:
             store.retire(run.campaign, testcases)
         if retry_failed:
             store.forget_failures(run.campaign)
+            store.forget_graph_failures(number)
         run.profile(have_converted, broken_point_mode, progress)
     return testcases
 
@@ -253,7 +275,7 @@ def _models(workspace: Workspace, testcase: str, case: Mapping[str, dict[str, An
                 hash=measure.identity(content, shapes),
                 shapes=shapes,
                 converted=entry.get("converted_model"),
-                reference=info.outputs if info is not None and told else None,
+                reference=(info.outputs or None) if info is not None and told else None,
             )
         )
     return found
@@ -273,10 +295,13 @@ class _Run:
     time_limit_s: float
     save_name: str
     summary: ProfileSummary
+    timed: bool
+    asked_for_graphs: bool
     folder: Path | None = None
     viewed_at_s: float = 0.0
 
     def profile(self, have_converted: bool, keep_latencies: bool, progress: Progress) -> None:
+        cases: dict[str, list[Model]] = {}
         todo: dict[str, list[Model]] = {}
         for name, case in self.testcases.items():
             given = {
@@ -290,14 +315,18 @@ class _Run:
             if have_converted:
                 self._check_converted(name, models)
             for model in models:  # what an earlier run found, elsewhere maybe, is not this one's
-                case[model.name].pop("latency", None)
-                case[model.name].pop("error", None)
-            if not models or self._finished(name, models):
-                self._report(name, models)
-                self.summary.kept.append(name)
-            else:
-                todo[name] = models
+                for found in ("latency", "error", "graph"):
+                    case[model.name].pop(found, None)
+            cases[name] = models
         with self._views():
+            if self.asked_for_graphs:
+                self._collect_graphs(cases, progress)
+            for name, models in cases.items():
+                if not self.timed or not models or self._finished(name, models):
+                    self._report(name, models)
+                    self.summary.kept.append(name)
+                else:
+                    todo[name] = models
             ready = todo if have_converted else self._convert(todo, progress)
             for done, (name, models) in enumerate(ready.items()):
                 progress("profile", done, len(ready), name)
@@ -307,6 +336,40 @@ class _Run:
                 self._refresh_view()
             if ready:
                 progress("profile", len(ready), len(ready), "")
+
+    def _collect_graphs(self, cases: Mapping[str, list[Model]], progress: Progress) -> None:
+        """Ask what the runtime executes of all models, and of what is around their blocks."""
+        asked = {model.hash: model for models in cases.values() for model in models}
+        bare = [
+            model
+            for digest, model in asked.items()
+            if model.reference is None and self.store.graph(self.environment, digest) is None
+        ]
+        found = fill_references(bare, time_limit_s=self.time_limit_s)
+        asked |= {m.hash: replace(m, reference=found.get(m.hash)) for m in bare}
+        around = results.read_situations(self.workspace)
+        for name in cases:
+            for situation, case in around.get(name, {}).items():
+                for model in _models(self.workspace, f"{name}, {situation}", case):
+                    asked.setdefault(model.hash, model)
+        try:
+            collect_graphs(
+                self.connection,
+                self.workspace,
+                self.store,
+                self.environment,
+                asked,
+                time_limit_s=self.time_limit_s,
+                progress=progress,
+            )
+        except GraphUnavailableError as exc:
+            if not self.timed:
+                raise
+            log.warning(
+                "%s does not tell what it executes, so verdicts rest on latencies: %s",
+                self.connection.name,
+                exc,
+            )
 
     def _check_converted(self, name: str, models: Sequence[Model]) -> None:
         """Refuse models that were not converted; write down those whose conversion failed."""
@@ -441,7 +504,9 @@ class _Run:
         """Fill a test case's entries from the store."""
         case = self.testcases[name]
         hashes = {model.name: model.hash for model in models}
-        failures = self.store.failures(self.campaign, name, hashes)
+        failures = self.store.failures(self.campaign, name, hashes) if self.timed else {}
+        if self.asked_for_graphs:
+            failures |= self._report_graphs(case, hashes)
         for model, failure in failures.items():
             case[model].pop("latency", None)
             case[model]["error"] = {"kind": failure.kind, "reason": failure.reason}
@@ -464,8 +529,29 @@ class _Run:
                 case[model].update(rows[-1])
                 latencies[model] = str(rows[-1]["latency"])
         for model, text in latencies.items():
-            case[model]["latency"] = text
+            if self.timed:
+                case[model]["latency"] = text
         self.store.add_reported(self.environment, name, latencies)
+
+    def _report_graphs(
+        self, case: Mapping[str, dict[str, Any]], hashes: Mapping[str, str]
+    ) -> dict[str, Failure]:
+        """Say in a test case's entries where the executed graphs lie.
+
+        Returns:
+            Why there is none, where nothing but graphs was asked for.
+        """
+        failures = {}
+        for model, digest in hashes.items():
+            stored = self.store.graph(self.environment, digest)
+            if stored is None:
+                continue
+            if not isinstance(stored.graph, Failure):
+                case[model]["graph"] = graph_reference(self.environment, digest)
+                self.summary.graphs += 1
+            elif not self.timed:
+                failures[model] = stored.graph
+        return failures
 
     # --- the JSON views --------------------------------------------------------------------------
 

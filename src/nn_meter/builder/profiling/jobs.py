@@ -1,4 +1,4 @@
-"""What a backend's worker process does: convert, open, time, profile.
+"""What a backend's worker process does: convert, open, time, profile, read graphs.
 
 This module runs in worker processes of other virtual environments too: it needs numpy, and what the
 backend itself imports.
@@ -21,8 +21,10 @@ from nn_meter.builder.backends.base import (
     SessionProfiler,
     Shapes,
     ShowsGraph,
+    ShowsGraphs,
 )
 from nn_meter.builder.backends.spec import BackendSpec
+from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
 from nn_meter.latency import measured_latency
 from nn_meter.reference import reference_inputs, sample_outputs
@@ -82,6 +84,7 @@ class BackendJobs:
             "environment": environment,
             "sessions": opens_sessions(backend),
             "graph": isinstance(backend, ShowsGraph),
+            "graphs": isinstance(backend, ShowsGraphs),
             "own_file_method": _own_file_method(backend),
         }
 
@@ -128,6 +131,34 @@ class BackendJobs:
         """Unload all models."""
         while self._sessions:
             self._sessions.popitem()[1].close()
+
+    def graph(self, converted: str, shapes: Shapes) -> dict[str, Any]:
+        """The executed graph of a converted model, as plain values."""
+        backend = self.backend
+        assert isinstance(backend, ShowsGraph)
+        return backend.executed_graph(converted, [list(s) for s in shapes]).to_json()
+
+    def graphs(self, models: Sequence[tuple[str, Shapes]], save_path: str) -> list[dict[str, Any]]:
+        """The executed graphs of many models that were not converted.
+
+        Returns:
+            For each ``{"ok": graph}`` or ``{"error": {"type", "message"}}``, as plain values.
+        """
+        backend = self.backend
+        assert isinstance(backend, ShowsGraphs)
+        asked = [(path, [list(shape) for shape in shapes]) for path, shapes in models]
+        found = backend.executed_graphs(asked, save_path)
+        if len(found) != len(asked):
+            raise BackendError(
+                f"{type(backend).__name__}.executed_graphs was asked for {len(asked)} graphs and "
+                f"gave {len(found)}"
+            )
+        return [
+            {"error": encode_error(graph)}
+            if isinstance(graph, Exception)
+            else {"ok": graph.to_json()}
+            for graph in found
+        ]
 
     def profile(
         self,

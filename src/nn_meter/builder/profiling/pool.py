@@ -23,7 +23,7 @@ def spread(
     *,
     opened: Callable[[], AbstractContextManager[C]],
     carry_out: Callable[[C, T], R],
-    done: Callable[[int, K], None],
+    done: Callable[[int, K, R], None],
     most: int | None = None,
 ) -> dict[K, R]:
     """Carry out tasks on all cores.
@@ -32,7 +32,7 @@ def spread(
         tasks: By a name of their own.
         opened: Opens what a core works with, a worker process; closed when all is done.
         carry_out: Carries out a task with it. What it raises ends everything.
-        done: Told of each task that ended: how many have, and its name.
+        done: Told of each task that ended: how many have, its name, and what it gave.
         most: How many to open at the most; default: one for each core.
 
     Returns:
@@ -53,8 +53,9 @@ def spread(
         futures = {pool.submit(run, task): name for name, task in tasks.items()}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
-                found[futures[future]] = future.result()
-                done(number, futures[future])
+                name = futures[future]
+                found[name] = future.result()
+                done(number, name, found[name])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,7 +21,7 @@ from nn_meter import errors
 from nn_meter.builder.profiling.worker import NEW_CALL
 from nn_meter.errors import NNMeterError, NotInstalledError, TimeLimitError, WorkerCrashedError
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "decode_error"]
 
 # Loads nn_meter by its place, so that the interpreter of another virtual environment needs nothing
 # of ours installed, and finds nothing of ours but this package. The folder that the user stands in
@@ -185,7 +186,7 @@ class Worker:
             )
         self._answered = True
         if "error" in data:
-            raise _decode_error(data["error"])
+            raise decode_error(data["error"])
         return data["ok"]
 
     def _answer(self, process: subprocess.Popen[bytes], timeout_s: float | None) -> bytes | None:
@@ -247,7 +248,8 @@ def _keep_tail(stream: IO[bytes], tail: collections.deque[bytes]) -> None:
                 size -= len(tail.popleft())
 
 
-def _decode_error(data: dict[str, str]) -> NNMeterError:
+def decode_error(data: Mapping[str, str]) -> NNMeterError:
+    """The error that ``worker.encode_error`` made plain values of."""
     kind = getattr(errors, data["type"], None) if data["type"] else None
     if isinstance(kind, type) and issubclass(kind, NNMeterError):
         return kind(data["message"])

@@ -18,6 +18,7 @@ from nn_meter.latency import measured_latency
 __all__ = [
     "TestCases",
     "check_save_name",
+    "read_situations",
     "read_testcases",
     "read_view",
     "results_folder",
@@ -123,6 +124,27 @@ def _read_model(model: Any, *, latency_only: bool) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as exc:
         raise ResultFileError(f"holds what a JSON file cannot: {exc}") from exc
     return plain
+
+
+def read_situations(workspace: Workspace) -> dict[str, TestCases]:
+    """The models of situations: test case -> situation -> model -> ``{"model", "shapes"}``.
+
+    They are made again with the test cases: what is damaged or gone is left out, with a warning.
+    """
+    found: dict[str, TestCases] = {}
+    for name, situations in read_view(workspace.situations_file, "models of situations").items():
+        try:
+            read = read_testcases(situations)
+        except ResultFileError as exc:
+            log.warning("%s: %s: %s", workspace.situations_file, name, exc)
+            continue
+        there = {
+            situation: models
+            for situation, models in read.items()
+            if all(workspace.resolve(entry["model"]).exists() for entry in models.values())
+        }
+        found[name] = there
+    return found
 
 
 def _check_text(name: Any, where: str) -> None:

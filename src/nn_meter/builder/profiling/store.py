@@ -8,10 +8,11 @@ content's hash means that a model that changed is measured anew, and one that di
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,14 +20,28 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from nn_meter.builder.backends.base import Environment, Samples
+from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.errors import ResultFileError
 
-__all__ = ["Failure", "Provenance", "Store"]
+__all__ = [
+    "Failure",
+    "Provenance",
+    "Store",
+    "StoredGraph",
+    "graph_reference",
+    "read_graph_reference",
+]
 
 T = TypeVar("T")
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+# since version 2; a graph that could not be read has the reason instead of data
+_GRAPHS = """\
+CREATE TABLE graphs (
+    environment INTEGER NOT NULL REFERENCES environments, hash TEXT NOT NULL, data TEXT,
+    outputs TEXT, kind TEXT, reason TEXT, PRIMARY KEY (environment, hash));
+"""
+_SCHEMA = f"""
 CREATE TABLE environments (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, backend TEXT NOT NULL, data TEXT NOT NULL,
     UNIQUE (key, backend));
@@ -50,7 +65,7 @@ CREATE TABLE reported (
     testcase TEXT NOT NULL, model TEXT NOT NULL, latency TEXT NOT NULL,
     environment INTEGER NOT NULL REFERENCES environments,
     PRIMARY KEY (testcase, model, latency, environment));
-CREATE INDEX rounds_by_testcase ON rounds (testcase, load);
+{_GRAPHS}CREATE INDEX rounds_by_testcase ON rounds (testcase, load);
 CREATE INDEX loads_by_campaign ON loads (campaign);
 """
 
@@ -77,6 +92,19 @@ class Provenance:
     backend: str
     environment: dict[str, Any]
     key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredGraph:
+    """What is known of what a runtime executes of a model.
+
+    Attributes:
+        graph: The executed graph, or why it cannot be told.
+        outputs: A digest of what the model computes on the reference inputs; None: not known.
+    """
+
+    graph: ExecutedGraph | Failure
+    outputs: str | None
 
 
 class Store:
@@ -111,6 +139,9 @@ class Store:
             if version == 0:
                 for statement in _SCHEMA.split(";"):
                     self._rows(statement)
+                self._rows(f"PRAGMA user_version = {_VERSION}")
+            elif version == 1:
+                self._rows(_GRAPHS.rstrip().rstrip(";"))
                 self._rows(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
                 raise ResultFileError(
@@ -227,6 +258,32 @@ class Store:
         """Write down how a converted model compared with its source: None, or what differs."""
         self._insert("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", environment, digest, finding)
 
+    def add_graph(
+        self, environment: int, digest: str, graph: ExecutedGraph | Failure, outputs: str | None
+    ) -> None:
+        """Write down what a runtime executes of a model, or why that cannot be told.
+
+        Args:
+            environment: Number of the environment.
+            digest: The model's identity.
+            graph: The executed graph.
+            outputs: A digest of what the model computes on the reference inputs, if it is known.
+        """
+        found: tuple[str | None, str | None, str | None] = (
+            (None, graph.kind, graph.reason)
+            if isinstance(graph, Failure)
+            else (json.dumps(graph.to_json()), None, None)
+        )
+        data, kind, reason = found
+        self._insert(
+            "INSERT OR REPLACE INTO graphs VALUES (?, ?, ?, ?, ?, ?)",
+            *(environment, digest, data, outputs, kind, reason),
+        )
+
+    def forget_graph_failures(self, environment: int) -> None:
+        """Let graphs that could not be read be tried again."""
+        self._rows("DELETE FROM graphs WHERE environment = ? AND data IS NULL", environment)
+
     def add_reported(self, environment: int, testcase: str, latencies: Mapping[str, str]) -> None:
         """Write down the latencies of a test case as they stand in a result, the latest last."""
         with self._transaction():
@@ -266,7 +323,7 @@ class Store:
         """Read what stands in a column; a file may be sound for SQLite, and damaged for us."""
         try:
             return reader(value)
-        except (TypeError, ValueError, RecursionError) as exc:
+        except (TypeError, ValueError, LookupError, RecursionError) as exc:
             raise self._unusable(exc) from exc
 
     def _unusable(self, exc: Exception) -> ResultFileError:
@@ -334,6 +391,30 @@ class Store:
         )
         return rows == [(None,)]
 
+    def graph(self, environment: int, digest: str) -> StoredGraph | None:
+        """What is known of a model's executed graph; None: it was never asked for."""
+        rows = self._rows(
+            "SELECT data, outputs, kind, reason FROM graphs WHERE environment = ? AND hash = ?",
+            environment,
+            digest,
+        )
+        if not rows:
+            return None
+        ((data, outputs, kind, reason),) = rows
+        if data is None:
+            found: ExecutedGraph | Failure = Failure(kind=str(kind), reason=str(reason))
+        else:
+            found = self._read(_graph, data)
+        return StoredGraph(graph=found, outputs=outputs)
+
+    def place(self, environment: int) -> Provenance | None:
+        """The environment of a number."""
+        rows = self._rows("SELECT backend, data, key FROM environments WHERE id = ?", environment)
+        if not rows:
+            return None
+        ((backend, data, key),) = rows
+        return Provenance(backend=backend, environment=self._read(_mapping, data), key=key)
+
     def provenance(self, testcase: str, model: str, latency: str) -> Provenance | None:
         """Where a latency was measured; None: not here, so somebody filled it in."""
         rows = self._rows(
@@ -348,6 +429,21 @@ class Store:
         return Provenance(backend=backend, environment=self._read(_mapping, data), key=key)
 
 
+def graph_reference(environment: int, digest: str) -> str:
+    """What a result says of where a model's executed graph lies in the store."""
+    return f"{environment}:{digest}"
+
+
+def read_graph_reference(text: Any) -> tuple[int, str] | None:
+    """Environment and model of a ``graph_reference``; None: it is none."""
+    match = re.fullmatch(r"(\d{1,9}):([0-9a-f]{64})", text) if isinstance(text, str) else None
+    return (int(match[1]), match[2]) if match else None
+
+
+def _graph(text: Any) -> ExecutedGraph:
+    return ExecutedGraph.from_json(_mapping(text))
+
+
 def _samples(blob: Any) -> Samples:
     return np.frombuffer(blob, dtype="<i8").astype(np.int64)
 
@@ -357,16 +453,3 @@ def _mapping(text: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TypeError(f"{text!r:.80} should be a JSON object")
     return found
-
-
-def read_provenance(
-    path: Path, latencies: Mapping[tuple[str, str], str]
-) -> dict[tuple[str, str], Provenance | None]:
-    """Look up many latencies by test case and model; a store that is not there knows none."""
-    if not path.is_file():
-        return dict.fromkeys(latencies)
-    with closing(Store(path)) as store:
-        return {
-            (testcase, model): store.provenance(testcase, model, text)
-            for (testcase, model), text in latencies.items()
-        }

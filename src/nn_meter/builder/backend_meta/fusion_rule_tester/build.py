@@ -21,8 +21,9 @@ from typing import Any
 
 import nn_meter
 from nn_meter import registry
-from nn_meter.builder.backend_meta.fusion_rule_tester import shapes as pair_shapes
-from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
+from nn_meter.builder.backend_meta.fusion_rule_tester import shapes as chain_shapes
+from nn_meter.builder.backend_meta.fusion_rule_tester import situations
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, make_operators
 from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
 from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
 from nn_meter.builder.profiling.pool import spread
@@ -68,10 +69,16 @@ def chain_model(chain: Chain) -> tuple[Any, list[list[int]]]:
     Raises:
         OperatorError: It cannot be built; says why.
     """
-    operators = pair_shapes.make_operators(chain.ops, chain.input_shape, chain.config)
-    seed_weights(chain.implement, *chain.ops, str(chain.input_shape))
+    operators = make_operators(chain)
+    operands = [
+        make_operators(operand)[0] if isinstance(operand, Chain) else operand
+        for operand in chain.operands
+    ]
+    # by nothing but the shape: the same op has the same weights alone and first in a block, so
+    # that the outputs of both tell whether the second op changes anything
+    seed_weights(chain.implement, str(chain.input_shape))
     try:
-        return get_framework(chain.implement).chain_model(operators)
+        return get_framework(chain.implement).chain_model(operators, operands or None)
     except NNMeterError:
         raise
     except Exception as exc:
@@ -97,6 +104,7 @@ def save_model(
     stem: Path,
     key: str = "",
     check: Callable[[Sequence[Any]], None] | None = None,
+    outputs: bool = True,
 ) -> dict[str, Any]:
     """Save a model of a framework, and what is known of it.
 
@@ -107,6 +115,7 @@ def save_model(
         stem: Path of the file, without the framework's suffix.
         key: Hash of all that it was built from.
         check: Looks at the model's outputs, batch included, and refuses them by raising.
+        outputs: Whether to run the model: then its conversions can be checked, too.
 
     Returns:
         ``{"model", "shapes"}`` as test cases have it, the path relative to the workspace.
@@ -118,20 +127,20 @@ def save_model(
     path = stem.with_name(stem.name + suffix_of(implement))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        outputs = framework.save_model(model, path, shapes)
+        found = framework.save_model(model, path, shapes, outputs=outputs)
     except NNMeterError:
         raise
     except Exception as exc:
         raise OperatorError(
             f"{path.name} cannot be saved as a model: {type(exc).__name__}: {exc}"
         ) from exc
-    if check is not None:
-        check(outputs)
+    if check is not None and outputs:
+        check(found)
     info = ModelInfo(
         key=key,
         sha256=hash_model(path),
         shapes=[list(shape) for shape in shapes],
-        outputs=sample_outputs(outputs),
+        outputs=sample_outputs(found),
     )
     write_info(path, info)
     return entry_of(path, info.shapes)
@@ -182,18 +191,19 @@ def _link(source: Path | str, target: Path | str) -> None:
 
 def chain_key(chain: Chain) -> str:
     """Hash of all that a chain's model is built from: equal keys, equal models."""
+    operands = [operand for operand in chain.operands if isinstance(operand, Chain)]
     return _key(
         chain.to_json(),
         *(
             source_key(registry.find("operator", op, chain.implement), chain.implement)
-            for op in chain.ops
+            for op in [*chain.ops, *(op for operand in operands for op in operand.ops)]
         ),
     )
 
 
 def testcase_key(entry: registry.Entry, config: Mapping[str, Any]) -> str:
     """Hash of all that the models of a test case's class are built from."""
-    return _key(pair_shapes.model_config(config), source_key(entry, config["IMPLEMENT"]))
+    return _key(chain_shapes.model_config(config), source_key(entry, config["IMPLEMENT"]))
 
 
 def _key(*parts: Any) -> str:
@@ -261,7 +271,9 @@ class BuildJobs:
         """Import a framework, which takes seconds and is nobody's fault."""
         get_framework(implement)
 
-    def build_chain(self, chain: dict[str, Any], stem: str, key: str) -> dict[str, Any]:
+    def build_chain(
+        self, chain: dict[str, Any], stem: str, key: str, outputs: bool
+    ) -> dict[str, Any]:
         """Build and save a chain's model."""
         spec = Chain.from_json(chain)
         model, shapes = chain_model(spec)
@@ -274,7 +286,7 @@ class BuildJobs:
                     f"shape {found}; test_operator would have shown it"
                 )
 
-        return save_model(spec.implement, model, shapes, Path(stem), key, check)
+        return save_model(spec.implement, model, shapes, Path(stem), key, check, outputs)
 
     def save_testcase(self, entry: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         """Build and save the models of a test case's class."""
@@ -283,10 +295,9 @@ class BuildJobs:
         case.check_contract()
         return {"name": case.name, "models": case.save_testcase()}
 
-    def plan_pair(self, op1: str, op2: str, config: dict[str, Any]) -> dict[str, Any]:
-        """Work out the shapes of a pair with a user's operator, which may import a framework."""
-        plan = plan_pair(op1, op2, config)
-        return {"block": plan.block.to_json(), "second_input": list(plan.second_input)}
+    def plan(self, ops: list[str], config: dict[str, Any]) -> dict[str, Any]:
+        """Work out the shapes of a chain with a user's operator, which may import a framework."""
+        return situations.plan(ops, config).to_json()
 
 
 Task = tuple[str, dict[str, Any]]
@@ -313,22 +324,18 @@ class _Builder(Worker):
 
 
 def plans_elsewhere(
-    pairs: Sequence[tuple[str, str]], config: Mapping[str, Any], time_limit_s: float
-) -> list[PairPlan | NNMeterError]:
-    """``plan_pair`` of many, in a worker process: a crash or a hang costs its pair."""
-    found: list[PairPlan | NNMeterError] = []
+    chains: Sequence[Sequence[str]], config: Mapping[str, Any], time_limit_s: float
+) -> list[situations.Plan | NNMeterError]:
+    """``situations.plan`` of many, in a worker process: a crash or a hang costs its chain."""
+    found: list[situations.Plan | NNMeterError] = []
     with _Builder(config["IMPLEMENT"], "asking for its shapes") as worker:
-        for op1, op2 in pairs:
-            task = ("plan_pair", {"op1": op1, "op2": op2, "config": dict(config)})
+        for ops in chains:
+            task = ("plan", {"ops": list(ops), "config": dict(config)})
             answer = worker.carry_out(task, time_limit_s)
-            found.append(answer if isinstance(answer, NNMeterError) else _plan_of(answer))
+            found.append(
+                answer if isinstance(answer, NNMeterError) else situations.Plan.from_json(answer)
+            )
     return found
-
-
-def _plan_of(answer: Mapping[str, Any]) -> PairPlan:
-    return PairPlan(
-        block=Chain.from_json(answer["block"]), second_input=tuple(answer["second_input"])
-    )
 
 
 def run_tasks(
@@ -353,5 +360,5 @@ def run_tasks(
         tasks,
         opened=lambda: _Builder(implement, "building it"),
         carry_out=lambda builder, task: builder.carry_out(task, time_limit_s),
-        done=done,
+        done=lambda number, name, _: done(number, name),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, Literal
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Evidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical, testcase_named
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Obey, Verdict
@@ -19,7 +19,7 @@ __all__ = ["detect"]
 def detect(
     profiled: TestCases,
     config: Mapping[str, Any],
-    evidence: list[Evidence],
+    judges: Judges,
     earlier: Mapping[str, Obey],
 ) -> dict[str, Verdict]:
     """Judge test cases.
@@ -27,7 +27,7 @@ def detect(
     Args:
         profiled: Test case -> model -> entry with a latency or an error.
         config: All keys of ``ruletest_config.yaml``.
-        evidence: Kinds of evidence to ask, the best first.
+        judges: The kinds of evidence to ask.
         earlier: What rules found before, in the same environment, say; for dependencies.
 
     Returns:
@@ -47,7 +47,7 @@ def detect(
     for name in _ordered(cases, config):
         unmet = _unmet(cases[name], config, found, earlier)
         found[name] = (
-            Verdict.none("unmet", unmet) if unmet else _judge(cases[name], models[name], evidence)
+            Verdict.none("unmet", unmet) if unmet else _judge(cases[name], models[name], judges)
         )
     return {name: found[name] for name in models}
 
@@ -87,20 +87,38 @@ def _unmet(
 def _judge(
     case: BaseTestCase,
     models: Mapping[str, Mapping[str, Any]],
-    evidence: list[Evidence],
+    judges: Judges,
 ) -> Verdict:
-    for model, entry in models.items():
-        if entry.get("latency") is None and (error := entry.get("error")):
-            kind, reason = str(error.get("kind", "failed")), str(error.get("reason", ""))
-            word = "unsupported" if kind == "refused" else "undecided"
-            return Verdict.none(word, f"{model}: {kind}: {reason}")  # type: ignore[arg-type]
+    failed = next((f for entry in models.items() if (f := _failed(*entry)) is not None), None)
+    if failed is not None and failed[0] in ("refused", "wrong output"):
+        return failed[1]
     try:
-        for kind_of_evidence in evidence:
-            verdict = kind_of_evidence.judge(case, models)
-            if verdict is not None:
-                return verdict
+        verdict = judges.judge(case, models)
     except NNMeterError as exc:
-        return Verdict.none("undecided", str(exc))
-    missing = next((name for name, entry in models.items() if entry.get("latency") is None), None)
-    reason = f"the model {missing} has no latency" if missing else "no evidence speaks for it"
-    return Verdict.none("undecided", reason)
+        verdict = Verdict.none("undecided", str(exc))
+    if verdict is not None and (failed is None or verdict.evidence == "graph"):
+        return verdict
+    return failed[1] if failed is not None else Verdict.none("undecided", _missing(models))
+
+
+def _failed(model: str, entry: Mapping[str, Any]) -> tuple[str, Verdict] | None:
+    """How a model failed, and the verdict of that; None: it did not.
+
+    A runtime that refuses a model, or takes it for another one, says nothing about the rule. One
+    that crashes or takes too long while it is timed may have said before what it executes.
+    """
+    error = entry.get("error")
+    if entry.get("latency") is not None or not error:
+        return None
+    kind, reason = str(error.get("kind", "failed")), str(error.get("reason", ""))
+    word: Literal["unsupported", "undecided"] = "unsupported" if kind == "refused" else "undecided"
+    return kind, Verdict.none(word, f"{model}: {kind}: {reason}")
+
+
+def _missing(models: Mapping[str, Mapping[str, Any]]) -> str:
+    for model, entry in models.items():
+        if entry.get("latency") is None:
+            return f"the model {model} has no latency" + (
+                "" if entry.get("graph") else ", and its executed graph is not known"
+            )
+    return "no evidence speaks for it"

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
+from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import (
+    CaseGraphs,
+    GraphEvidence,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
-from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
+from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Verdict
 from nn_meter.errors import ConfigError, DetectionError, NNMeterError
 
-__all__ = ["EVIDENCE", "Evidence", "Formula", "chosen_evidence"]
-
-
-class Evidence(Protocol):
-    """One kind of evidence."""
-
-    name: str
-
-    def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
-        """Judge a test case by its entry in profiled results; None: it has nothing to go by."""
+__all__ = ["Formula", "Judges", "check_evidence"]
 
 
 class Formula:
@@ -33,7 +31,7 @@ class Formula:
     name = "formula"
 
     def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
-        """See ``Evidence.judge``."""
+        """Judge a test case by its entry in profiled results; None: a latency is missing."""
         missing = [name for name, entry in models.items() if entry.get("latency") is None]
         if missing:
             return None
@@ -47,7 +45,13 @@ class Formula:
             raise DetectionError(
                 f"{case.name}: its test failed: {type(exc).__name__}: {exc}"
             ) from exc
-        return Verdict.of(_checked(case, answer), self.name, latency=latency)
+        edges: tuple[Edge, ...] = ()
+        if isinstance(case, BasicFusion) and len(case.ops) > 2:
+            edges = tuple(
+                Edge(ops=pair, verdict="fused" if fused else "separate")
+                for pair, fused in zip(pairwise(case.ops), case.edges_by_latency(), strict=True)
+            )
+        return Verdict.of(_checked(case, answer), self.name, latency=latency, edges=edges)
 
 
 def _checked(case: BaseTestCase, answer: Any) -> bool | str:
@@ -61,12 +65,8 @@ def _checked(case: BaseTestCase, answer: Any) -> bool | str:
     )
 
 
-EVIDENCE: Mapping[str, Evidence] = {"formula": Formula()}
-"""Kinds of evidence, the best first."""
-
-
-def chosen_evidence(choice: str, source: Path) -> list[Evidence]:
-    """The kinds to ask in order.
+def check_evidence(choice: str, source: Path) -> None:
+    """Refuse a kind of evidence that is not there.
 
     Args:
         choice: The value of ``EVIDENCE``.
@@ -75,11 +75,54 @@ def chosen_evidence(choice: str, source: Path) -> list[Evidence]:
     Raises:
         ConfigError: That kind is not there.
     """
-    if choice == "auto":
-        return list(EVIDENCE.values())
-    if choice not in EVIDENCE:
+    if choice not in _CHOICES:
         raise ConfigError(
-            f"{source}: EVIDENCE: {choice} comes with a later release; this one has auto and "
-            f"{', '.join(EVIDENCE)}"
+            f"{source}: EVIDENCE: {choice} comes with a later release; this one has "
+            f"{', '.join(_CHOICES)}"
         )
-    return [EVIDENCE[choice]]
+
+
+_CHOICES = ("auto", "graph", "formula")
+
+
+class Judges:
+    """The kinds of evidence that a test case is judged by.
+
+    Args:
+        choice: The value of ``EVIDENCE``.
+        graphs: What is known of executed graphs: rule -> its graphs.
+    """
+
+    def __init__(self, choice: str, graphs: Mapping[str, CaseGraphs]) -> None:
+        self._choice = choice
+        self._graph, self._formula = GraphEvidence(graphs), Formula()
+
+    def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
+        """Judge a test case by the best kind that has something to go by.
+
+        With ``auto`` a ``test`` or ``load_latency`` of the user's own decides, else the graph, else
+        the formula; what the other kind says is recorded beside it.
+        """
+        if self._choice != "auto":
+            return (self._graph if self._choice == "graph" else self._formula).judge(case, models)
+        graph, formula = self._graph.judge(case, models), self._by_formula(case, models)
+        first, second = (formula, graph) if _decides_itself(case) else (graph, formula)
+        if first is None or second is None:
+            return first or second
+        return replace(first, others={second.evidence: second.obey})
+
+    def _by_formula(
+        self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]
+    ) -> Verdict | None:
+        try:
+            return self._formula.judge(case, models)
+        except NNMeterError as exc:
+            return Verdict.none("undecided", str(exc), evidence=self._formula.name)
+
+
+def _decides_itself(case: BaseTestCase) -> bool:
+    """Whether a class of the user's says how latencies are to be read."""
+    cls = type(case)
+    return not isinstance(case, BasicFusion) and (
+        cls.test is not BaseTestCase.test or cls.load_latency is not BaseTestCase.load_latency
+    )

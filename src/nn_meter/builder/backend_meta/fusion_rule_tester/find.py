@@ -18,7 +18,7 @@ def canonical(name: str, config: Mapping[str, Any]) -> str:
     """The name of a rule as it is written: ``conv_relu`` becomes ``BF_conv_relu``."""
     ops = name.split("_")
     known = {entry.name for entry in registry.entries("operator")}
-    if len(ops) == 2 and all(op in known for op in ops):
+    if len(ops) > 1 and all(op in known for op in ops):
         return f"BF_{name}"
     return name
 
@@ -53,13 +53,13 @@ def testcase_named(name: str, config: Mapping[str, Any]) -> BaseTestCase:
     """
     operators = [entry.name for entry in registry.entries("operator")]
     parts = name.split("_")
-    if parts[0] == "BF" and len(parts) == 3:
+    if parts[0] == "BF" and len(parts) > 2:
         for op in parts[1:]:
             if op not in operators:
                 raise DetectionError(
                     f"{name}: there is no operator {op!r}{suggestion(op, operators)}"
                 )
-        return BasicFusion(config, parts[1], parts[2])
+        return BasicFusion(config, *parts[1:])
     entries = [
         entry
         for entry in registry.entries("testcase")

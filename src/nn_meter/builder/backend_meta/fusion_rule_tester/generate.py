@@ -15,7 +15,9 @@ from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import aliases
 from nn_meter.builder.backend_meta.fusion_rule_tester.build import Task
-from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, PairPlan, plan_pair
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain
+from nn_meter.builder.backend_meta.fusion_rule_tester.situation_models import situation_models
+from nn_meter.builder.backend_meta.fusion_rule_tester.situations import Plan, plan
 from nn_meter.builder.nn_modules.frameworks import suffix_of
 from nn_meter.builder.nn_modules.info import read_info
 from nn_meter.builder.profiling.results import read_testcases
@@ -46,7 +48,12 @@ class Generated:
 
 
 def generate(
-    workspace: Workspace, found: Generated, progress: Progress, time_limit_s: float
+    workspace: Workspace,
+    found: Generated,
+    progress: Progress,
+    time_limit_s: float,
+    *,
+    with_situations: bool,
 ) -> None:
     """Build the models of all test cases that a workspace asks for.
 
@@ -55,6 +62,8 @@ def generate(
         found: Filled in.
         progress: Told how far it is.
         time_limit_s: For building one model, or the models of one test case of the user's.
+        with_situations: Whether to build the models of the situations that only executed graphs
+            are asked in.
 
     Raises:
         ConfigError: A size that an op would have to halve is odd; nothing is written.
@@ -66,31 +75,41 @@ def generate(
         for name in workspace.ruletest.OTHER_TESTCASES
     ]
     with workspace.lock():
-        _build(workspace, config, plans, custom, found, progress, time_limit_s)
+        _build(
+            workspace,
+            config,
+            plans,
+            custom,
+            found,
+            progress,
+            time_limit_s,
+            with_situations=with_situations,
+        )
     for name, reason in found.refused.items():
         log.warning("%s cannot be built and is left out: %s", name, reason)
 
 
 def _plan(
     workspace: Workspace, config: Mapping[str, Any], found: Generated, time_limit_s: float
-) -> dict[str, PairPlan]:
+) -> dict[str, Plan]:
     asked = workspace.ruletest.BASIC_TESTCASES
     everything = isinstance(asked, str)
+    chains: list[tuple[str, ...]]
     if everything:
         names = [
             name
             for name in dict.fromkeys(e.name for e in registry.entries("operator"))
             if _is_there(name, config["IMPLEMENT"])
         ]
-        pairs = list(product(names, names))
+        chains = list(product(names, names))
     else:
-        pairs = [(op1, op2) for op1, op2 in (name.split("_") for name in asked)]
-    outcomes = _plan_pairs(pairs, config, time_limit_s)
-    plans: dict[str, PairPlan] = {}
+        chains = [tuple(name.split("_")) for name in asked]
+    outcomes = _plan_chains(chains, config, time_limit_s)
+    plans: dict[str, Plan] = {}
     odd: dict[str, str] = {}
-    for (op1, op2), outcome in zip(pairs, outcomes, strict=True):
-        name = f"BF_{op1}_{op2}"
-        if isinstance(outcome, PairPlan):
+    for ops, outcome in zip(chains, outcomes, strict=True):
+        name = "_".join(["BF", *ops])
+        if isinstance(outcome, Plan):
             plans[name] = outcome
         elif isinstance(outcome, OddSizeError) and not everything:
             odd[name] = str(outcome)
@@ -110,44 +129,50 @@ def _is_there(op: str, implement: str) -> bool:
     )
 
 
-def _plan_pairs(
-    pairs: list[tuple[str, str]], config: Mapping[str, Any], time_limit_s: float
-) -> list[PairPlan | NNMeterError]:
-    """Plan here where that needs no framework: all pairs of built-in operators."""
+def _plan_chains(
+    chains: list[tuple[str, ...]], config: Mapping[str, Any], time_limit_s: float
+) -> list[Plan | NNMeterError]:
+    """Plan here where that needs no framework: all chains of built-in operators."""
     builtin = {e.name for e in registry.entries("operator") if e.origin == "builtin"}
-    elsewhere = [pair for pair in pairs if not builtin.issuperset(pair)]
-    found: dict[tuple[str, str], PairPlan | NNMeterError] = {}
+    elsewhere = [ops for ops in chains if not builtin.issuperset(ops)]
+    found: dict[tuple[str, ...], Plan | NNMeterError] = {}
     if elsewhere:
         plans = build.plans_elsewhere(elsewhere, config, time_limit_s)
         found.update(zip(elsewhere, plans, strict=True))
-    for op1, op2 in pairs:
-        if (op1, op2) not in found:
+    for ops in chains:
+        if ops not in found:
             try:
-                found[op1, op2] = plan_pair(op1, op2, config)
+                found[ops] = plan(ops, config)
             except NNMeterError as exc:
-                found[op1, op2] = exc
-    return [found[pair] for pair in pairs]
+                found[ops] = exc
+    return [found[ops] for ops in chains]
 
 
 def _build(
     workspace: Workspace,
     config: dict[str, Any],
-    plans: Mapping[str, PairPlan],
+    plans: Mapping[str, Plan],
     custom: Iterable[registry.Entry],
     found: Generated,
     progress: Progress,
     time_limit_s: float,
+    *,
+    with_situations: bool,
 ) -> None:
     models = workspace.models_dir
-    make_folder(models)
-    _clear_unfinished(models)
+    for folder in (models, workspace.situations_dir):
+        make_folder(folder)
+        _clear_unfinished(folder)
     suffix = suffix_of(config["IMPLEMENT"])
     wanted: dict[str, list[tuple[Path, Chain]]] = {}  # by key: every path that it stands at
-    for name, plan in plans.items():
-        op1, op2 = plan.block.ops
-        for model, chain in plan.chains(*aliases(op1, op2)).items():
+    for name, planned in plans.items():
+        for model, chain in _chains(planned).items():
             path = models / f"{name}_{model}{suffix}"
             wanted.setdefault(build.chain_key(chain), []).append((path, chain))
+    timed = set(wanted)
+    around = situation_models(workspace, plans if with_situations else {}, suffix, timed)
+    for key, path, chain in around.files():
+        wanted.setdefault(key, []).append((path, chain))
     tasks: dict[str, Task] = {}
     sources: dict[str, Path] = {}
     for key, places in wanted.items():
@@ -156,7 +181,15 @@ def _build(
         if current is None:
             path, chain = places[0]
             stem = str(path).removesuffix(suffix)
-            tasks[key] = ("build_chain", {"chain": chain.to_json(), "stem": stem, "key": key})
+            tasks[key] = (
+                "build_chain",
+                {
+                    "chain": chain.to_json(),
+                    "stem": stem,
+                    "key": key,
+                    "outputs": key not in around.chains or key in timed,
+                },
+            )
     found.built, found.kept = len(tasks), len(wanted) - len(tasks)
     cases: dict[str, tuple[Path, str]] = {}
     for entry in custom:
@@ -175,6 +208,7 @@ def _build(
             if key not in broken and build.is_current(path, key) is None:
                 build.copy_model(sources[key], path)
     _collect(plans, suffix, models, broken, found)
+    around.write(workspace, broken)
     rules: dict[str, list[str]] = {}  # by rule: the registered names of the classes that say it
     for name, (record, key) in cases.items():
         rule = _collect_custom(workspace, name, record, key, outcomes.get(name), found)
@@ -201,6 +235,11 @@ def _clear_unfinished(models: Path) -> None:
                 path.unlink()
 
 
+def _chains(planned: Plan) -> dict[str, Chain]:
+    """The models that a test case has in the guide's dict."""
+    return planned.alone.chains(aliases(planned.alone.block.ops))
+
+
 def _run(
     tasks: Mapping[str, Task], implement: str, progress: Progress, time_limit_s: float
 ) -> dict[str, dict[str, Any] | NNMeterError]:
@@ -213,14 +252,14 @@ def _run(
 
 
 def _collect(
-    plans: Mapping[str, PairPlan],
+    plans: Mapping[str, Plan],
     suffix: str,
     models: Path,
     broken: Mapping[str, str],
     found: Generated,
 ) -> None:
-    for name, plan in plans.items():
-        chains = plan.chains(*aliases(*plan.block.ops))
+    for name, planned in plans.items():
+        chains = _chains(planned)
         reasons = [
             f"{model}: {broken[key]}"
             for model, chain in chains.items()

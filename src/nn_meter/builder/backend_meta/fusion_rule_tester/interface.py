@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.detect import detect
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import chosen_evidence
-from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges, check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
+from nn_meter.builder.backend_meta.fusion_rule_tester.origins import read_origins
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
 from nn_meter.builder.profiling.interface import checked_time_limit
 from nn_meter.builder.profiling.results import (
@@ -18,7 +18,6 @@ from nn_meter.builder.profiling.results import (
     read_view,
     write_results,
 )
-from nn_meter.builder.profiling.store import Provenance, read_provenance
 from nn_meter.builder.workspace import Workspace, builder_config, write_json
 from nn_meter.errors import DetectionError, OperatorError
 from nn_meter.progress import Progress, logged
@@ -32,6 +31,7 @@ def generate_testcases(
     time_threshold: float = 300,
     progress: Progress = logged,
     summary: Generated | None = None,
+    with_situations: bool | None = None,
 ) -> TestCases:
     """Make the models of all test cases that the configuration asks for.
 
@@ -44,6 +44,8 @@ def generate_testcases(
             a test case of your own, all of its models.
         progress: Told how far it is; default: the log, at level INFO.
         summary: Filled with what was done and what was refused.
+        with_situations: Whether to build, besides, the models of the situations that executed
+            graphs are asked in (see ``situations``). Default: if EVIDENCE may need them.
 
     Returns:
         Test case -> model -> ``{"model", "shapes"}``, as in ``results/origin_testcases.json``.
@@ -55,7 +57,17 @@ def generate_testcases(
     """
     workspace = workspace or builder_config.workspace
     found = summary if summary is not None else Generated()
-    generate(workspace, found, progress, checked_time_limit(time_threshold))
+    generate(
+        workspace,
+        found,
+        progress,
+        checked_time_limit(time_threshold),
+        with_situations=(
+            workspace.ruletest.EVIDENCE in ("auto", "graph")
+            if with_situations is None
+            else with_situations
+        ),
+    )
     if not found.testcases:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.refused.items())
         raise OperatorError(
@@ -89,24 +101,27 @@ def detect_fusion_rule(
         ConfigError: EVIDENCE asks for a kind that is not there.
     """
     workspace = workspace or builder_config.workspace
-    evidence = chosen_evidence(workspace.ruletest.EVIDENCE, workspace.ruletest_file)
+    check_evidence(workspace.ruletest.EVIDENCE, workspace.ruletest_file)
     profiled = read_testcases(profiled_results, latency_only=True)
     if not any(
-        model.get("latency") is not None or model.get("error")
+        model.get("latency") is not None or model.get("graph") or model.get("error")
         for case in profiled.values()
         for model in case.values()
     ):
         raise DetectionError(
-            "no model has a latency; run profile_models first, or fill latencies in with "
-            "fill_latency"
+            "no model has a latency or an executed graph; run profile_models first, or fill "
+            "latencies in with fill_latency"
         )
     config = workspace.operator_config()
-    origin = _origin(workspace, profiled)
-    environment = _environment(workspace, origin)
+    known = read_origins(workspace, profiled, config)
+    origin, environment = known.origin, known.environment()
     folder = workspace.results_dir / origin.backend if origin is not None else None
     earlier = _earlier_rules(workspace, folder, environment)
     verdicts = detect(
-        profiled, config, evidence, {name: rule["obey"] for name, rule in earlier.items()}
+        profiled,
+        config,
+        Judges(workspace.ruletest.EVIDENCE, known.graphs),
+        {name: rule["obey"] for name, rule in earlier.items()},
     )
     detail = workspace.ruletest.DETAIL
     detected = {name: verdict.to_json(detail=detail) for name, verdict in verdicts.items()}
@@ -118,27 +133,7 @@ def detect_fusion_rule(
 
 
 def _rule(verdict: Verdict, environment: dict[str, Any] | None) -> dict[str, Any]:
-    return {**verdict.to_json(detail=False), "when": {}, "environment": environment}
-
-
-def _origin(workspace: Workspace, profiled: TestCases) -> Provenance | None:
-    """Where these latencies were measured; None: not all in one place, or filled in by hand."""
-    config = workspace.operator_config()
-    latencies = {
-        (canonical(case, config), model): str(entry["latency"])
-        for case, models in profiled.items()
-        for model, entry in models.items()
-        if entry.get("latency") is not None
-    }
-    origins = read_provenance(workspace.store_file, latencies)
-    places = {(o.backend, o.key) if o is not None else None for o in origins.values()}
-    return next(iter(origins.values())) if len(places) == 1 else None
-
-
-def _environment(workspace: Workspace, origin: Provenance | None) -> dict[str, Any] | None:
-    if origin is None:
-        return None
-    return {"backend": origin.backend, **origin.environment}
+    return {"when": {}, **verdict.to_json(detail=False), "environment": environment}
 
 
 def _earlier_rules(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, ClassVar
 
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.nn_modules.frameworks import layout_of
 from nn_meter.errors import DetectionError, OperatorError
 from nn_meter.latency import Latency
 
-__all__ = ["BaseTestCase", "TestModels"]
+__all__ = ["BaseTestCase", "TestModels", "model_latency"]
 
 TestModels = dict[str, dict[str, Any]]
 """Model name -> ``{"model", "shapes"}``; "model" is a framework's model, or its file's path."""
@@ -130,14 +132,41 @@ class BaseTestCase:
         """The block in question: a model of the framework, and the shapes of its inputs."""
         raise NotImplementedError(f"{type(self).__name__} does not define _model_block")
 
+    # --- executed graphs -------------------------------------------------------------------------
+
+    def grouping(self, graphs: Mapping[str, ExecutedGraph]) -> str | None:
+        """Tell by executed graphs into which case the runtime cut the block.
+
+        By default: the case whose models execute, all together, nodes of the same types as the
+        block. Of several such cases the one that puts the fewest ops together, which is the one
+        with the most models; then ``true_case``.
+
+        Args:
+            graphs: The executed graph of ``block``, and of each model that ``cases`` names.
+
+        Returns:
+            Name of the case; None: it cannot be told.
+        """
+        block = _types(graphs["block"])
+        fitting = [
+            case
+            for case, ops in self.cases.items()
+            if sum((_types(graphs[op]) for op in ops), Counter()) == block
+        ]
+        most = max((len(self.cases[case]) for case in fitting), default=0)
+        finest = [case for case in fitting if len(self.cases[case]) == most]
+        if self.true_case in finest:
+            return self.true_case
+        return finest[0] if len(finest) == 1 else None
+
     # --- latencies -------------------------------------------------------------------------------
 
     def load_latency(self, testcase: Mapping[str, Mapping[str, Any]]) -> None:
         """Load latencies from the test case's entry in profiled results, and add up each case."""
-        self.latency["block"] = _latency(testcase, "block")
+        self.latency["block"] = model_latency(testcase, "block")
         for case, ops in self.cases.items():
             for op in ops:
-                self.latency[op] = _latency(testcase, op)
+                self.latency[op] = model_latency(testcase, op)
             self.latency[case] = sum((self.latency[op] for op in ops), Latency())
 
     def test(self) -> Any:
@@ -148,7 +177,16 @@ class BaseTestCase:
         return min(known, key=lambda case: abs(self.latency[case].avg - block))
 
 
-def _latency(testcase: Mapping[str, Mapping[str, Any]], model: str) -> Latency:
+def _types(graph: ExecutedGraph) -> Counter[str]:
+    return Counter(node.type for node in graph.compute())
+
+
+def model_latency(testcase: Mapping[str, Mapping[str, Any]], model: str) -> Latency:
+    """The latency of a model in a test case's entry in profiled results.
+
+    Raises:
+        DetectionError: The model is not there, or has none.
+    """
     entry = testcase.get(model)
     if entry is None:
         raise DetectionError(f"the model {model!r} is missing; generate the test case again")

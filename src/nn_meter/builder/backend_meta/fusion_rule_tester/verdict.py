@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Obey", "Verdict"]
+__all__ = ["Edge", "Obey", "Verdict"]
 
 Obey = bool | str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """What was found of two neighbours in a chain.
+
+    Attributes:
+        ops: Their names.
+        verdict: ``fused``, ``separate``, ``free`` or ``undecided``.
+        free: Names of those of them that execute nothing that computes.
+        reason: Why it is undecided, if it is.
+    """
+
+    ops: tuple[str, str]
+    verdict: Literal["fused", "separate", "free", "undecided"]
+    free: tuple[str, ...] = ()
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As results have it."""
+        found: dict[str, Any] = {"ops": list(self.ops), "verdict": self.verdict}
+        if self.free:
+            found["free"] = list(self.free)
+        if self.reason:
+            found["reason"] = self.reason
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +48,13 @@ class Verdict:
         evidence: What it rests on: ``graph``, ``latency``, ``formula``; empty: on nothing.
         reason: Why it cannot be told, if it cannot.
         latency: The latencies behind it, as ``"avg +- std"`` in ms.
+        kernels: Types of the compute nodes that the runtime executed for the block, in order; None:
+            not known.
+        eliminated: The runtime dropped one of the ops, since it changes nothing there.
+        free: Names of the ops that execute nothing that computes.
+        edges: Of a chain of three and more ops, each two neighbours.
+        when: The same question in other situations: name of the situation -> its verdict.
+        others: What other kinds of evidence say: their name -> obey.
     """
 
     obey: Obey
@@ -29,6 +62,12 @@ class Verdict:
     evidence: str
     reason: str = ""
     latency: Mapping[str, str] = field(default_factory=dict)
+    kernels: tuple[str, ...] | None = None
+    eliminated: bool = False
+    free: tuple[str, ...] = ()
+    edges: Sequence[Edge] = ()
+    when: Mapping[str, Verdict] = field(default_factory=dict)
+    others: Mapping[str, Obey] = field(default_factory=dict)
 
     @classmethod
     def of(cls, answer: bool | str, evidence: str, **rest: Any) -> Verdict:
@@ -39,10 +78,15 @@ class Verdict:
 
     @classmethod
     def none(
-        cls, word: Literal["free", "undecided", "unsupported", "unmet"], reason: str
+        cls,
+        word: Literal["free", "undecided", "unsupported", "unmet"],
+        reason: str,
+        *,
+        evidence: str = "",
+        **rest: Any,
     ) -> Verdict:
         """A verdict that nothing can be told, and why."""
-        return cls(obey=None, verdict=word, evidence="", reason=reason)
+        return cls(obey=None, verdict=word, evidence=evidence, reason=reason, **rest)
 
     def to_json(self, *, detail: bool) -> dict[str, Any]:
         """As ``detected_results.json`` has it; with ``detail`` the latencies first."""
@@ -50,4 +94,19 @@ class Verdict:
         found |= {"obey": self.obey, "verdict": self.verdict, "evidence": self.evidence}
         if self.reason:
             found["reason"] = self.reason
+        if self.kernels is not None:
+            found["kernels"] = list(self.kernels)
+        if self.eliminated:
+            found["eliminated"] = True
+        if self.free:
+            found["free"] = list(self.free)
+        if self.edges:
+            found["edges"] = [edge.to_json() for edge in self.edges]
+        if self.when:
+            found["when"] = {
+                situation: verdict.to_json(detail=detail)
+                for situation, verdict in self.when.items()
+            }
+        if self.others:
+            found["others"] = dict(self.others)
         return found

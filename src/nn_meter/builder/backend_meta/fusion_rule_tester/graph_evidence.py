@@ -1,0 +1,307 @@
+"""Evidence ``graph``: what the runtime itself says that it executed.
+
+A block of ops that fuse executes fewer compute nodes than its ops alone; where the runtime tells
+which of the model's ops a node covers, one node covers both. Nodes count that depend on the model's
+first input: a node that prepares another operand is no part of the chain, and so a sum that another
+convolution takes over is not taken for one that this one fused with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion, aliases
+from nn_meter.builder.backend_meta.fusion_rule_tester.coverage import covered_edges
+from nn_meter.builder.backend_meta.fusion_rule_tester.situations import (
+    ALONE,
+    BEFORE,
+    BEHIND,
+    operand_name,
+    part_name,
+)
+from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
+from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Verdict
+from nn_meter.builder.backends.executed import ExecutedGraph
+from nn_meter.builder.profiling.store import Failure, StoredGraph
+
+__all__ = ["CaseGraphs", "GraphEvidence", "judge_chain"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseGraphs:
+    """What is known of the executed graphs of a test case.
+
+    Attributes:
+        models: By the name of the model.
+        situations: Of basic test cases: situation -> name of a model (see ``situations``).
+    """
+
+    models: Mapping[str, StoredGraph]
+    situations: Mapping[str, Mapping[str, StoredGraph]] = field(default_factory=dict)
+
+
+class GraphEvidence:
+    """Judges by executed graphs.
+
+    Args:
+        graphs: Rule -> its graphs; a rule without them is left to other evidence.
+    """
+
+    name = "graph"
+
+    def __init__(self, graphs: Mapping[str, CaseGraphs]) -> None:
+        self._graphs = graphs
+
+    def judge(self, case: BaseTestCase, models: Mapping[str, object]) -> Verdict | None:
+        """Judge a test case; None: not all of its graphs are known."""
+        known = self._graphs.get(case.name)
+        if known is None or not set(models) <= set(known.models):
+            return None
+        if any(isinstance(stored.graph, Failure) for stored in known.models.values()):
+            return None
+        if isinstance(case, BasicFusion):
+            return self._judge_basic(case, known)
+        return self._judge_cases(case, known)
+
+    def _judge_basic(self, case: BasicFusion, known: CaseGraphs) -> Verdict:
+        names = aliases(case.ops)
+        n = len(names)
+        parts = {
+            part_name(first, end): known.models[
+                "block" if end - first == n else "_".join(names[first:end])
+            ]
+            for first in range(n)
+            for end in range(first + 1, n + 1)
+        }
+        alone = judge_chain(case.ops, parts, rule=case.name)
+        singles = [parts[part_name(k, k + 1)] for k in range(n)]
+        when = {ALONE: alone} | {
+            situation: judge_chain(
+                case.ops, graphs, rule=f"{case.name}, {situation}", singles=singles
+            )
+            for situation, graphs in known.situations.items()
+        }
+        return Verdict(**{**vars(alone), "when": when})
+
+    def _judge_cases(self, case: BaseTestCase, known: CaseGraphs) -> Verdict:
+        graphs = {name: _graph(stored) for name, stored in known.models.items()}
+        kernels = tuple(node.type for node in graphs["block"].compute())
+        found = case.grouping(graphs)
+        if found is None:
+            return Verdict.none(
+                "undecided",
+                "the executed graph of the block is that of none of the cases, or of several",
+                evidence=self.name,
+                kernels=kernels,
+            )
+        return Verdict.of(found, self.name, kernels=kernels)
+
+
+def judge_chain(
+    ops: Sequence[str],
+    parts: Mapping[str, StoredGraph],
+    *,
+    rule: str,
+    singles: Sequence[StoredGraph] = (),
+) -> Verdict:
+    """Judge a chain in one situation.
+
+    Args:
+        ops: Names of its operators.
+        parts: The graphs of a situation's models, by the names that ``situations`` gives them.
+        rule: For messages.
+        singles: The graphs of each op with nothing around it; default: those in ``parts``.
+    """
+    for name, stored in parts.items():
+        if isinstance(failure := stored.graph, Failure):
+            word: Literal["unsupported", "undecided"] = (
+                "unsupported" if failure.kind == "refused" else "undecided"
+            )
+            reason = f"{name}: {failure.kind}: {failure.reason}"
+            return Verdict.none(word, reason, evidence="graph")
+    chain = _Chain(ops, parts, singles or [parts[part_name(k, k + 1)] for k in range(len(ops))])
+    edges = chain.edges()
+    for edge in edges:
+        if edge.verdict == "undecided":
+            log.warning("%s: %s", rule, edge.reason)
+    kernels = tuple(node.type for node in chain.block.compute())
+    shown = edges if len(ops) > 2 else ()
+    free = tuple(dict.fromkeys(name for edge in edges for name in edge.free))
+    words = [edge.verdict for edge in edges]
+    rest: dict[str, Any] = {"kernels": kernels, "edges": shown, "free": free}
+    if "undecided" in words:
+        reason = next(edge.reason for edge in edges if edge.verdict == "undecided")
+        return Verdict.none("undecided", reason, evidence="graph", **rest)
+    if "separate" in words:
+        return Verdict.of(False, "graph", **rest)
+    if "free" in words:
+        verb = "executes" if len(free) == 1 else "execute"
+        reason = f"{' and '.join(free)} {verb} nothing that computes"
+        return Verdict.none("free", reason, evidence="graph", **rest)
+    return Verdict.of(True, "graph", eliminated=chain.eliminated(), **rest)
+
+
+class _Chain:
+    """The graphs of a chain and of all its parts, each without what is around it."""
+
+    def __init__(
+        self,
+        ops: Sequence[str],
+        parts: Mapping[str, StoredGraph],
+        singles: Sequence[StoredGraph],
+    ) -> None:
+        self._ops = ops
+        self._computes = [bool(_on_the_way(_graph(single))) for single in singles]
+        self._parts = parts
+        self._context = BEFORE in parts
+        self._n = len(ops)
+
+    @property
+    def block(self) -> ExecutedGraph:
+        return self._of(0, self._n)
+
+    def _of(self, first: int, end: int) -> ExecutedGraph:
+        return _graph(self._parts[part_name(first, end)])
+
+    def edges(self) -> list[Edge]:
+        """Judge each two neighbours."""
+        counted, covered = self._counted(), self._covered()
+        return [
+            self._edge(k, None if counted is None else counted[k], covered[k] if covered else None)
+            for k in range(self._n - 1)
+        ]
+
+    def _edge(self, k: int, counted: bool | None, covered: bool | None) -> Edge:
+        pair = (self._ops[k], self._ops[k + 1])
+        free = tuple(self._ops[side] for side in (k, k + 1) if self._is_free(k, side))
+        if free:
+            return Edge(ops=pair, verdict="free", free=tuple(dict.fromkeys(free)))
+        if counted is None and covered is None:
+            return _undecided(
+                pair, "counted from the front and from the back, the executed nodes disagree"
+            )
+        if counted and covered is False and self.eliminated():
+            return Edge(ops=pair, verdict="fused")
+        if counted is not None and covered is not None and covered != counted:
+            told = "one executed node covers both" if covered else "no executed node covers both"
+            return _undecided(
+                pair,
+                f"{told}, but the block executes {'fewer' if counted else 'no fewer'} nodes than "
+                "its ops alone",
+            )
+        fused = covered if counted is None else counted
+        return Edge(ops=pair, verdict="fused" if fused else "separate")
+
+    def _is_free(self, k: int, side: int) -> bool:
+        """Whether an op of an edge executes nothing that computes: not alone, and not here either.
+
+        (OpenVINO's split is a view alone, and a kernel behind a convolution.)
+        """
+        if self._computes[side]:
+            return False
+        other = (0, k + 1) if side == k + 1 else (k + 1, self._n)
+        whole = (0, k + 2) if side == k + 1 else (k, self._n)
+        return self._count(*whole) <= self._count(*other)
+
+    def _counted(self) -> list[bool] | None:
+        """For each two neighbours whether they fuse, by counting; None: it cannot be told.
+
+        From the front each op is joined to all that stand before it, from the back to all that
+        stand behind. In a chain of three the two may differ (an addition that either neighbour
+        would take): then that one is right whose groups execute what the block executes.
+        """
+        ahead = [self._joined((0, k + 1), (k + 1, k + 2)) for k in range(self._n - 1)]
+        behind = [self._joined((k, k + 1), (k + 1, self._n)) for k in range(self._n - 1)]
+        if ahead == behind:
+            return ahead
+        fitting = [fused for fused in (ahead, behind) if self._fits(fused)]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _joined(self, left: tuple[int, int], right: tuple[int, int]) -> bool:
+        """Whether two runs of ops execute fewer nodes together than one by one."""
+        whole = (left[0], right[1])
+        if self._count(*left) + self._count(*right) <= self._count(*whole):
+            return False
+        # Fewer, but each with nodes of its own: a runtime may say one side in other ops where it
+        # stands behind another one (MNN's prelu is three nodes alone, and one behind a pool).
+        sides = [_types_on_the_way(self._of(*side)) for side in (left, right)]
+        found = _types_on_the_way(self._of(*whole))
+        return not any(
+            mine <= found and (rest := found - mine) and not rest <= other
+            for mine, other in (sides, sides[::-1])
+        )
+
+    def _fits(self, fused: Sequence[bool]) -> bool:
+        """Whether groups that are put together so execute, by themselves, what the block does."""
+        starts = [0, *(k + 1 for k, joined in enumerate(fused) if not joined), self._n]
+        found: Counter[str] = Counter()
+        for first, end in pairwise(starts):
+            found += _types(self._of(first, end))
+        return found == _types(self.block)
+
+    def _count(self, first: int, end: int) -> int:
+        """Compute nodes of some of the ops, less those of what is around them."""
+        found = _on_the_way(self._of(first, end))
+        if self._context and first == 0:
+            found -= _on_the_way(_graph(self._parts[BEFORE]))
+        if self._context and end == self._n:
+            found -= _on_the_way(_graph(self._parts[BEHIND]))
+        if self._of(first, end).inputs is None:
+            found -= sum(  # the operands' own nodes cannot be told from the chain's
+                len(_graph(self._parts[operand_name(position)]).compute())
+                for position in range(first, end)
+                if operand_name(position) in self._parts
+            )
+        return found
+
+    def _covered(self) -> list[bool] | None:
+        if self._context:
+            return None  # which of the model's ops are the context's is not told
+        return covered_edges(self.block, [self._of(k, k + 1) for k in range(self._n)])
+
+    def eliminated(self) -> bool:
+        """Whether the runtime executes one of two ops as if the other were not there.
+
+        Both must hold: the model computes just what that op alone does, and is executed by the same
+        nodes. (A batch normalization that is folded into a convolution's weights leaves the same
+        nodes, too, but other values.)
+        """
+        if self._n != 2 or self._context or self._covered() == [True]:
+            return False
+        block = self._parts[part_name(0, 2)]
+        return any(
+            block.outputs is not None
+            and block.outputs == single.outputs
+            and _types(_graph(single)) == _types(self.block)
+            for single in (self._parts[part_name(0, 1)], self._parts[part_name(1, 2)])
+        )
+
+
+def _undecided(pair: tuple[str, str], reason: str) -> Edge:
+    return Edge(ops=pair, verdict="undecided", reason=f"{pair[0]} and {pair[1]}: {reason}")
+
+
+def _on_the_way(graph: ExecutedGraph) -> int:
+    """Compute nodes that depend on the model's first input; all, where tensors are not told."""
+    return _types_on_the_way(graph).total()
+
+
+def _types_on_the_way(graph: ExecutedGraph) -> Counter[str]:
+    nodes = graph.nodes if graph.inputs is None else graph.behind(graph.inputs[:1])
+    return Counter(node.type for node in nodes if node.kind == "compute")
+
+
+def _types(graph: ExecutedGraph) -> Counter[str]:
+    return Counter(node.type for node in graph.compute())
+
+
+def _graph(stored: StoredGraph) -> ExecutedGraph:
+    assert isinstance(stored.graph, ExecutedGraph), stored.graph
+    return stored.graph

@@ -1,0 +1,106 @@
+"""Where profiled results come from, and what the store knows beyond them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
+from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import CaseGraphs
+from nn_meter.builder.nn_modules.info import hash_model
+from nn_meter.builder.profiling.measure import identity
+from nn_meter.builder.profiling.results import TestCases, read_situations
+from nn_meter.builder.profiling.store import (
+    Provenance,
+    Store,
+    StoredGraph,
+    read_graph_reference,
+)
+from nn_meter.builder.workspace import Workspace
+
+__all__ = ["Origins", "read_origins"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """Where profiled results come from.
+
+    Attributes:
+        origin: The backend and environment of all of them; None: of several, or filled in by hand.
+        graphs: Rule -> its executed graphs, of rules none of whose latencies were filled in.
+    """
+
+    origin: Provenance | None = None
+    graphs: Mapping[str, CaseGraphs] = field(default_factory=dict)
+
+    def environment(self) -> dict[str, Any] | None:
+        """As rules have it."""
+        if self.origin is None:
+            return None
+        return {"backend": self.origin.backend, **self.origin.environment}
+
+
+def read_origins(workspace: Workspace, profiled: TestCases, config: Mapping[str, Any]) -> Origins:
+    """Look profiled results up in the workspace's store; one that is not there knows nothing."""
+    if not workspace.store_file.is_file():
+        return Origins()
+    with closing(Store(workspace.store_file)) as store:
+        return _read(workspace, store, profiled, config)
+
+
+def _read(
+    workspace: Workspace, store: Store, profiled: TestCases, config: Mapping[str, Any]
+) -> Origins:
+    places: dict[tuple[str, str] | None, Provenance | None] = {}
+    graphs: dict[str, CaseGraphs] = {}
+    around = read_situations(workspace)
+    for given, models in profiled.items():
+        rule = canonical(given, config)
+        by_hand = False
+        found: dict[str, StoredGraph] = {}
+        environments = set()
+        for model, entry in models.items():
+            if entry.get("latency") is not None:
+                place = store.provenance(rule, model, str(entry["latency"]))
+                by_hand |= place is None
+                places[_key(place)] = place
+            reference = read_graph_reference(entry.get("graph"))
+            stored = store.graph(*reference) if reference is not None else None
+            if reference is not None and stored is not None:
+                environments.add(reference[0])
+                found[model] = stored
+        if by_hand or len(environments) != 1:
+            continue
+        (environment,) = environments
+        place = store.place(environment)
+        places[_key(place)] = place
+        graphs[rule] = CaseGraphs(
+            models=found,
+            situations=_situations(workspace, store, environment, around.get(rule, {})),
+        )
+    origin = next(iter(places.values())) if len(places) == 1 else None
+    return Origins(origin=origin, graphs=graphs)
+
+
+def _key(place: Provenance | None) -> tuple[str, str] | None:
+    return (place.backend, place.key) if place is not None else None
+
+
+def _situations(
+    workspace: Workspace, store: Store, environment: int, around: Mapping[str, Any]
+) -> dict[str, dict[str, StoredGraph]]:
+    """The graphs of the situations of which every model was asked for."""
+    found: dict[str, dict[str, StoredGraph]] = {}
+    for situation, models in around.items():
+        graphs: dict[str, StoredGraph] = {}
+        for name, entry in models.items():
+            digest = identity(hash_model(workspace.resolve(entry["model"])), entry["shapes"])
+            stored = store.graph(environment, digest)
+            if stored is None:
+                break
+            graphs[name] = stored
+        else:
+            found[situation] = graphs
+    return found

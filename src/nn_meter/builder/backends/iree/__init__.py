@@ -1,0 +1,4 @@
+"""IREE on the CPU of this host.
+
+Who lives here: `backend`, `settings`, `graph`.
+"""

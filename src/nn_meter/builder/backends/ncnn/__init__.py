@@ -1,0 +1,5 @@
+"""Ncnn on the CPU of this host.
+
+Who lives here: `backend`, `settings`, `convert` (running pnnx), `graph` (reading what it wrote),
+`merge` (many models through one run of pnnx).
+"""

@@ -1,0 +1,152 @@
+"""Asking a runtime what it executes of models: each content once, on all cores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nn_meter.builder.backends.executed import ExecutedGraph
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.convert import convert_all
+from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.pool import spread
+from nn_meter.builder.profiling.process import decode_error
+from nn_meter.builder.profiling.store import Failure, Store
+from nn_meter.builder.workspace import Workspace, make_folder
+from nn_meter.errors import GraphUnavailableError, NNMeterError, NotInstalledError
+from nn_meter.progress import Progress
+
+__all__ = ["collect_graphs"]
+
+_BATCH = 32
+
+Outcome = ExecutedGraph | Failure
+
+
+def collect_graphs(
+    connection: Connection,
+    workspace: Workspace,
+    store: Store,
+    environment: int,
+    models: Mapping[str, Model],
+    *,
+    time_limit_s: float,
+    progress: Progress,
+) -> None:
+    """Store the executed graphs of models, those that are not there yet.
+
+    Args:
+        connection: A backend that shows graphs.
+        workspace: Where converted models are kept.
+        store: Where graphs go, as they come: a run that is killed goes on from there.
+        environment: Number of the environment.
+        models: By hash.
+        time_limit_s: For one model, or one batch of them.
+        progress: Told of each.
+
+    Raises:
+        GraphUnavailableError: The runtime, or this version of it, cannot tell.
+    """
+    missing = {
+        digest: model
+        for digest, model in models.items()
+        if store.graph(environment, digest) is None
+    }
+    done = 0
+
+    def keep(found: Mapping[str, Outcome]) -> None:
+        nonlocal done
+        for digest, outcome in found.items():
+            store.add_graph(environment, digest, outcome, _outputs(missing[digest]))
+            done += 1
+            progress("graph", done, len(missing), missing[digest].path.name)
+
+    most = None if connection.isolated else 1
+    if connection.shows_graphs:
+        folder = workspace.converted_dir / connection.name
+        make_folder(folder)
+        spread(
+            dict(enumerate(_batches(list(missing.values())))),
+            opened=connection.another,
+            carry_out=lambda caller, batch: _many(caller, batch, folder, time_limit_s),
+            done=lambda number, name, found: keep(found),
+            most=most,
+        )
+        return
+    converted = convert_all(
+        connection, workspace, missing, time_limit_s=time_limit_s, progress=progress
+    )
+    keep({digest: found for digest, found in converted.items() if isinstance(found, Failure)})
+    spread(
+        {digest: model for digest, model in converted.items() if isinstance(model, Model)},
+        opened=connection.another,
+        carry_out=lambda caller, model: _one(caller, model, time_limit_s),
+        done=lambda number, digest, found: keep({digest: found}),
+        most=most,
+    )
+
+
+def _batches(models: Sequence[Model]) -> list[Sequence[Model]]:
+    return [models[start : start + _BATCH] for start in range(0, len(models), _BATCH)]
+
+
+def _one(caller: Caller, model: Model, time_limit_s: float) -> Outcome:
+    try:
+        answer = caller.call(
+            "graph",
+            time_limit_s,
+            converted=model.converted,
+            shapes=[list(shape) for shape in model.shapes],
+        )
+    except NNMeterError as exc:
+        return _failure(exc)
+    return ExecutedGraph.from_json(answer)
+
+
+def _many(
+    caller: Caller, batch: Sequence[Model], folder: Path, time_limit_s: float
+) -> dict[str, Outcome]:
+    """Ask for many at once; when that crashes or takes too long, for each half of them."""
+    try:
+        answers: list[dict[str, Any]] = caller.call(
+            "graphs",
+            time_limit_s,
+            models=[(str(m.path), [list(shape) for shape in m.shapes]) for m in batch],
+            save_path=str(folder),
+        )
+    except NNMeterError as exc:
+        if len(batch) == 1:
+            return {batch[0].hash: _failure(exc)}
+        if isinstance(exc, GraphUnavailableError | NotInstalledError):
+            raise
+        half = len(batch) // 2
+        return {
+            digest: outcome
+            for part in (batch[:half], batch[half:])
+            for digest, outcome in _many(caller, part, folder, time_limit_s).items()
+        }
+    return {
+        model.hash: (
+            _failure(decode_error(answer["error"]))
+            if "error" in answer
+            else ExecutedGraph.from_json(answer["ok"])
+        )
+        for model, answer in zip(batch, answers, strict=True)
+    }
+
+
+def _failure(error: NNMeterError) -> Failure:
+    if isinstance(error, GraphUnavailableError | NotInstalledError):
+        raise error  # it says nothing about the model
+    return failure_of(error)
+
+
+def _outputs(model: Model) -> str | None:
+    """A digest of a model's reference outputs: equal ones compute the same."""
+    if model.reference is None:
+        return None
+    text = json.dumps(list(model.reference), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,239 @@
+"""``nn-meter ask``: one chain of operators, and which of its edges fuse."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from nn_meter import registry
+from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
+    detect_fusion_rule,
+    generate_testcases,
+)
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import INPUT_SHAPE
+from nn_meter.builder.backends.interface import create_workspace, quickest_implement
+from nn_meter.builder.config import BackendSettings, RuletestConfig, validate
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.interface import profile_models
+from nn_meter.builder.workspace import Workspace, open_workspace
+from nn_meter.cli import options, steps
+from nn_meter.cli.console import log_to_stderr, one_line, print_json
+from nn_meter.errors import ConfigError
+
+__all__ = ["ask"]
+
+
+@click.command(short_help="Ask which edges of one chain of operators fuse.")
+@click.argument("chain")
+@click.option("--backend", metavar="NAME", default="onnxruntime_cpu", show_default=True)
+@click.option(
+    "--shape",
+    metavar="SIZES",
+    help="Shape of the first input without the batch dimension, e.g. 16x28x28 (onnx, torch: "
+    "channels first; tensorflow: channels last). Default: from HW, CIN and SHAPE_1D.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A key of ruletest_config.yaml or backend_config.yaml, e.g. KERNEL_SIZE=1, THREADS=2. "
+    "May be given more than once.",
+)
+@click.option(
+    "--implement",
+    metavar="NAME",
+    help="How the models are made: onnx, torch or tensorflow. Default: onnx where the backend "
+    "takes it.",
+)
+@click.option(
+    "--workspace",
+    metavar="PATH",
+    help="Take the configuration of this workspace; nothing is written there.",
+)
+@click.option("--alone", is_flag=True, help="Ask the chain alone, not inside a model too.")
+@options.time_limit_option
+@options.json_option
+@options.debug_option
+def ask(
+    chain: str,
+    backend: str,
+    shape: str | None,
+    settings: Sequence[str],
+    implement: str | None,
+    workspace: str | None,
+    alone: bool,
+    time_limit: float,
+    as_json: bool,
+) -> None:
+    """Build one CHAIN of operators, such as conv+bn+hswish, and say which of its edges fuse.
+
+    The answer is the runtime's own executed graph where it tells that, else the guide's formula.
+    Nothing is kept.
+    """
+    log_to_stderr()
+    start = time.monotonic()
+    ops = [op.strip() for op in chain.split("+")]
+    given = _settings(settings)
+    if shape is not None:
+        given[INPUT_SHAPE] = _shape(shape)
+    with tempfile.TemporaryDirectory(prefix="nn-meter-ask-") as folder:
+        opened = _workspace(Path(folder) / "ws", ops, backend, implement, workspace, given)
+        connected = steps.connect(backend, opened)
+        with Connection(connected) as connection:
+            shows_graph = connection.shows_graph
+        evidence = "graph" if shows_graph else "formula"
+        ruletest = opened.ruletest.model_copy(update={"EVIDENCE": evidence})
+        opened = replace(opened, ruletest=ruletest)
+        generated = generate_testcases(
+            opened,
+            time_threshold=time_limit,
+            progress=_silent,
+            with_situations=shows_graph and not alone,
+        )
+        profiled = profile_models(
+            connected, generated, time_threshold=time_limit, workspace=opened, progress=_silent
+        )
+        (verdict,) = detect_fusion_rule(profiled, opened).values()
+        rules = yaml.safe_load(  # JSON is YAML
+            (opened.results_dir / "detected_fusion_rule.json").read_text(encoding="utf-8")
+        )
+        (rule,) = rules.values()
+        (models,) = generated.values()
+    answer = {
+        "chain": ops,
+        "backend": backend,
+        "environment": rule["environment"],
+        "inputs": models["block"]["shapes"],
+        **verdict,
+        "edges": _edges(ops, verdict),
+        "wall_s": round(time.monotonic() - start, 3),
+    }
+    if as_json:
+        print_json(answer)
+    else:
+        _print(answer)
+
+
+def _silent(stage: str, done: int, total: int, name: str) -> None:
+    """A chain takes seconds: no progress."""
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set: {text!r} should be KEY=VALUE, like KERNEL_SIZE=1")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError) as exc:
+            raise ConfigError(f"--set: {text!r}: the value is no valid YAML") from exc
+    return found
+
+
+def _shape(text: str) -> list[int]:
+    sizes = [size.strip() for size in text.lower().replace(",", "x").split("x")]
+    if not all(size.isascii() and size.isdigit() and 0 < int(size) <= 2**20 for size in sizes):
+        raise ConfigError(f"--shape: {text!r} should be sizes of at least 1, like 16x28x28 or 428")
+    if len(sizes) not in (1, 3):
+        raise ConfigError(
+            f"--shape: {text!r} has {len(sizes)} sizes; give one or three, without the batch"
+        )
+    return [int(size) for size in sizes]
+
+
+def _workspace(
+    path: Path,
+    ops: Sequence[str],
+    backend: str,
+    implement: str | None,
+    like: str | None,
+    given: Mapping[str, Any],
+) -> Workspace:
+    """A workspace for one question, in a temporary folder."""
+    create_workspace(path, backend=backend, implement=implement or quickest_implement(backend))
+    opened = open_workspace(path)
+    keys, backend_keys = opened.ruletest.as_dict(), dict(opened.backend_config)
+    if like is not None:
+        known = open_workspace(like)
+        keys, backend_keys = known.ruletest.as_dict(), dict(known.backend_config)
+    if implement is not None:
+        keys["IMPLEMENT"] = implement
+    for key, value in given.items():
+        (backend_keys if key in BackendSettings.model_fields else keys)[key] = value
+    asked = {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "DETAIL": False}
+    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
+    _check_chain(ops, operators)
+    ruletest = RuletestConfig.from_dict(
+        {**keys, **asked}, source="--set", operators=operators, testcases=[]
+    )
+    validate(BackendSettings, {k: v for k, v in backend_keys.items() if k in given}, "--set")
+    return replace(opened, ruletest=ruletest, backend_config=backend_keys)
+
+
+def _check_chain(ops: Sequence[str], operators: Sequence[str]) -> None:
+    if len(ops) < 2 or not all(ops):
+        raise ConfigError(
+            f"{'+'.join(ops)!r} is no chain; join two or more operators by +, like conv+bn+relu"
+        )
+    RuletestConfig.from_dict(
+        {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "LAYERS_1D": []},
+        source=f"the chain {'+'.join(ops)}",
+        operators=operators,
+        testcases=[],
+    )
+
+
+def _edges(ops: Sequence[str], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A verdict for each edge; a chain of two has but one, which is the verdict itself."""
+    if verdict.get("edges"):
+        return list(verdict["edges"])
+    found = {key: verdict[key] for key in ("verdict", "free", "reason") if key in verdict}
+    return [{"ops": list(pair), **found} for pair in pairwise(ops)]
+
+
+_STYLES = {"fused": "green", "separate": "cyan"}
+
+
+def _print(answer: Mapping[str, Any]) -> None:
+    environment = answer["environment"] or {}
+    where = f"{environment.get('runtime', answer['backend'])} {environment.get('version', '')}"
+    inputs = ", ".join("x".join(str(size) for size in shape) for shape in answer["inputs"])
+    click.echo(f"{'+'.join(answer['chain'])} on {where.strip()}, input {inputs}")
+    for edge in answer["edges"]:
+        first, second = edge["ops"]
+        word = click.style(edge["verdict"], fg=_STYLES.get(edge["verdict"], "yellow"))
+        click.echo(f"  {first} + {second}: {word}{_note(answer, edge)}")
+    if answer.get("kernels") is not None:
+        click.echo(f"ran: {', '.join(answer['kernels']) or 'nothing that computes'}")
+    click.echo(f"evidence: {answer['evidence'] or 'none'}")
+    if answer.get("reason"):
+        click.echo(f"reason: {one_line(str(answer['reason']))}")
+    others = {name: told for name, told in answer.get("when", {}).items() if name != "alone"}
+    if others:
+        click.echo("elsewhere:")
+    for situation, told in others.items():
+        edges = _edges(answer["chain"], told)
+        words = ", ".join(
+            f"{edge['ops'][0]} + {edge['ops'][1]} {edge['verdict']}" for edge in edges
+        )
+        ran = f" (ran: {', '.join(told['kernels'])})" if told.get("kernels") else ""
+        click.echo(f"  {situation}: {words}{ran}")
+    click.echo(f"{answer['wall_s']:.1f} s")
+
+
+def _note(answer: Mapping[str, Any], edge: Mapping[str, Any]) -> str:
+    if answer.get("eliminated"):
+        return " (one of the two changes nothing there and is not executed)"
+    if edge.get("free"):
+        return f" ({' and '.join(edge['free'])}: nothing that computes)"
+    return ""
