@@ -112,6 +112,7 @@ def test_rules_with_situations(load):
         ({"R": {"obey": True, "edges": [{"ops": ["a"], "verdict": "fused"}]}}, "two ops"),
         ({"R": {"obey": True, "environment": "here"}}, '"environment" must be an object'),
         ({"R": {"obey": True, "environment": {"options": 1}}}, '"options"'),
+        ({"R": {"obey": True, "environment": {"x": [[[[[[[[[]]]]]]]]]}}}, "nested too deep"),
         ('{"R": {"obey": true, "x": "\\ud800"}}', "no text"),
         ('{"R": ' + "[" * 5000 + "]" * 5000 + "}", "rules.json"),
     ],
