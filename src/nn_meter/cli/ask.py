@@ -19,9 +19,9 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
     generate_testcases,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import INPUT_SHAPE
+from nn_meter.builder.backends.base import ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.interface import create_workspace, quickest_implement
 from nn_meter.builder.config import BackendSettings, RuletestConfig, validate
-from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.interface import profile_models
 from nn_meter.builder.workspace import Workspace, open_workspace
 from nn_meter.cli import options, steps
@@ -88,8 +88,7 @@ def ask(
     with tempfile.TemporaryDirectory(prefix="nn-meter-ask-") as folder:
         opened = _workspace(Path(folder) / "ws", ops, backend, implement, workspace, given)
         connected = steps.connect(backend, opened)
-        with Connection(connected) as connection:
-            shows_graph = connection.shows_graph
+        shows_graph = isinstance(connected, ShowsGraph | ShowsGraphs)
         evidence = "graph" if shows_graph else "formula"
         ruletest = opened.ruletest.model_copy(update={"EVIDENCE": evidence})
         opened = replace(opened, ruletest=ruletest)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
@@ -17,6 +19,8 @@ from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, NNMeterError
 
 __all__ = ["Connection", "greet"]
+
+log = logging.getLogger(__name__)
 
 _CONNECT_LIMIT_S = 120.0
 
@@ -71,6 +75,7 @@ class Connection:
             if facts["environment"]
             else unknown_environment(self.name, backend.configs)
         )
+        _warn_if_never_tried(backend, environment)
         self.environment = replace(environment, options={**environment.options, **(options or {})})
         self.sessions: bool = facts["sessions"]
         self.shows_graph: bool = facts["graph"] or facts["graphs"]
@@ -89,12 +94,20 @@ class Connection:
         """Whether the backend runs in processes of its own, as many as are wanted."""
         return self.spec is not None
 
+    def workers(self, tasks: int, *, few: int) -> dict[str, Any]:
+        """How ``spread`` gets its processes: as many as there are cores, or this one for a few.
+
+        Args:
+            tasks: How many there are.
+            few: For so many, starting another process costs more than it saves.
+        """
+        if tasks <= few or not self.isolated:
+            return {"opened": lambda: nullcontext(self.measuring), "most": 1}
+        return {"opened": self.another, "most": None}
+
     @contextmanager
     def another(self) -> Iterator[Caller]:
-        """A further process with the same backend; or this one, if it runs here."""
-        if not self.isolated:
-            yield self.measuring
-            return
+        """A further process with the same backend."""
         worker = _caller(self._backend)
         assert isinstance(worker, Worker)
         with worker:
@@ -105,6 +118,21 @@ def _settings(configs: Mapping[str, Any], source: str) -> BackendSettings:
     """The keys that measuring reads itself; a backend made by hand brings them unchecked."""
     ours = {key: configs[key] for key in ("RUNS", "WARMUPS") if key in configs}
     return validate(BackendSettings, ours, source)
+
+
+def _warn_if_never_tried(backend: BaseBackend, environment: Environment) -> None:
+    """Say that nobody has tried a backend with this version of its runtime.
+
+    A class derived from one of ours may describe another runtime: of that it says nothing.
+    """
+    ours = [known for known in backend.tried if known.startswith(f"{environment.runtime} ")]
+    found = f"{environment.runtime} {environment.version}"
+    if ours and not any(re.match(rf"{re.escape(known)}(?![0-9a-z])", found) for known in ours):
+        log.warning(
+            "nn-Meter was never tried with %s, only with %s: check by hand what it finds",
+            found,
+            ", ".join(ours),
+        )
 
 
 def greet(backend: BaseBackend) -> str:

@@ -18,6 +18,7 @@ from nn_meter.progress import Progress
 __all__ = ["convert_all"]
 
 _DONE = "converted.json"
+_FEW = 16
 
 
 def convert_all(
@@ -54,14 +55,13 @@ def convert_all(
             found[digest] = replace(model, converted=known)
     outcomes = spread(
         {model.hash: model for model in missing},
-        opened=connection.another,
+        **connection.workers(len(missing), few=_FEW),
         carry_out=lambda caller, model: _convert(
             caller, root / model.hash[:20], model, time_limit_s
         ),
         done=lambda number, digest, _: progress(
             "convert", number, len(missing), models[digest].path.name
         ),
-        most=None if connection.isolated else 1,
     )
     return {**found, **outcomes}
 

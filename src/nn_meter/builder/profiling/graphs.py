@@ -22,6 +22,7 @@ from nn_meter.progress import Progress
 __all__ = ["collect_graphs"]
 
 _BATCH = 32
+_FEW = 32
 
 Outcome = ExecutedGraph | Failure
 
@@ -64,28 +65,27 @@ def collect_graphs(
             done += 1
             progress("graph", done, len(missing), missing[digest].path.name)
 
-    most = None if connection.isolated else 1
     if connection.shows_graphs:
         folder = workspace.converted_dir / connection.name
         make_folder(folder)
+        batches = dict(enumerate(_batches(list(missing.values()))))
         spread(
-            dict(enumerate(_batches(list(missing.values())))),
-            opened=connection.another,
+            batches,
+            **connection.workers(len(batches), few=1),
             carry_out=lambda caller, batch: _many(caller, batch, folder, time_limit_s),
             done=lambda number, name, found: keep(found),
-            most=most,
         )
         return
     converted = convert_all(
         connection, workspace, missing, time_limit_s=time_limit_s, progress=progress
     )
     keep({digest: found for digest, found in converted.items() if isinstance(found, Failure)})
+    ready = {digest: model for digest, model in converted.items() if isinstance(model, Model)}
     spread(
-        {digest: model for digest, model in converted.items() if isinstance(model, Model)},
-        opened=connection.another,
+        ready,
+        **connection.workers(len(ready), few=_FEW),
         carry_out=lambda caller, model: _one(caller, model, time_limit_s),
         done=lambda number, digest, found: keep({digest: found}),
-        most=most,
     )
 
 
