@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -209,6 +210,16 @@ def test_the_two_ways_disagreeing_is_undecided_and_logged(caplog):
     dropped = sourced(["k", "bias", "r"], {"Conv": ["k", "bias"]})
     found = pair(CONV, RELU, dropped)
     assert "no executed node covers both, but the block executes fewer" in found.reason
+
+
+def test_an_op_that_is_a_kernel_alone_and_a_view_in_the_block_is_free():
+    """OpenVINO writes a concatenation's inputs in place where a convolution reads it."""
+    concat, conv = sourced(["c"], {"Concat": ["c"]}), sourced(["k"], {"Conv": ["k"]})
+    block = sourced(["c", "k"], {"Concat": ["c"], "Conv": ["k"]})
+    in_place = replace(block.graph.nodes[0], kind="view")
+    graph = replace(block.graph, nodes=(in_place, block.graph.nodes[1]))
+    found = pair(concat, conv, StoredGraph(graph=graph, outputs=None))
+    assert (found.verdict, found.free) == ("free", ("a",))
 
 
 def test_a_node_whose_sources_are_not_told_leaves_it_to_counting():

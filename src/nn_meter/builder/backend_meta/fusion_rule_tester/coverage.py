@@ -9,14 +9,28 @@ ops that are is known from the operators' own models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from nn_meter.builder.backends.executed import ExecutedGraph, ModelOp
 
-__all__ = ["covered_edges"]
+__all__ = ["Coverage", "read_coverage"]
 
 
-def covered_edges(block: ExecutedGraph, alone: Sequence[ExecutedGraph]) -> list[bool] | None:
-    """For each two neighbours of a chain whether one executed compute node covers ops of both.
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """What the sources of a chain's executed nodes tell.
+
+    Attributes:
+        edges: For each two neighbours whether one compute node covers ops of both.
+        idle: Positions of the operators that views and moves do here, and no compute node.
+    """
+
+    edges: tuple[bool, ...]
+    idle: frozenset[int]
+
+
+def read_coverage(block: ExecutedGraph, alone: Sequence[ExecutedGraph]) -> Coverage | None:
+    """Read which operators of a chain each executed node covers.
 
     Args:
         block: Graph of the chain.
@@ -30,14 +44,21 @@ def covered_edges(block: ExecutedGraph, alone: Sequence[ExecutedGraph]) -> list[
     parts = _parts(block, [len(_behind_first(graph)) for graph in alone])
     if parts is None:
         return None
-    covered = [
-        {parts[source] for source in node.sources or () if source in parts}
-        for node in block.compute()
-    ]
-    return [
-        any({position, position + 1} <= numbers for numbers in covered)
+    computed, passed = (
+        [
+            {parts[source] for source in node.sources or () if source in parts}
+            for node in block.nodes
+            if (node.kind == "compute") == computes
+        ]
+        for computes in (True, False)
+    )
+    edges = tuple(
+        any({position, position + 1} <= numbers for numbers in computed)
         for position in range(len(alone) - 1)
-    ]
+    )
+    return Coverage(
+        edges=edges, idle=frozenset(set().union(*passed)) - frozenset(set().union(*computed))
+    )
 
 
 def _behind_first(graph: ExecutedGraph) -> list[ModelOp]:

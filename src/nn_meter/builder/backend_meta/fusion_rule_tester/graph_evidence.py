@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion, aliases
-from nn_meter.builder.backend_meta.fusion_rule_tester.coverage import covered_edges
+from nn_meter.builder.backend_meta.fusion_rule_tester.coverage import Coverage, read_coverage
 from nn_meter.builder.backend_meta.fusion_rule_tester.situations import (
     ALONE,
     BEFORE,
@@ -172,15 +172,19 @@ class _Chain:
 
     def edges(self) -> list[Edge]:
         """Judge each two neighbours."""
-        counted, covered = self._counted(), self._covered()
+        counted, covered = self._counted(), self._coverage()
         return [
-            self._edge(k, None if counted is None else counted[k], covered[k] if covered else None)
+            self._edge(k, None if counted is None else counted[k], covered)
             for k in range(self._n - 1)
         ]
 
-    def _edge(self, k: int, counted: bool | None, covered: bool | None) -> Edge:
+    def _edge(self, k: int, counted: bool | None, coverage: Coverage | None) -> Edge:
         pair = (self._ops[k], self._ops[k + 1])
-        free = tuple(self._ops[side] for side in (k, k + 1) if self._is_free(k, side))
+        covered = coverage.edges[k] if coverage is not None else None
+        idle = coverage.idle if coverage is not None and counted and not covered else ()
+        free = tuple(
+            self._ops[side] for side in (k, k + 1) if side in idle or self._is_free(k, side)
+        )
         if free:
             return Edge(ops=pair, verdict="free", free=tuple(dict.fromkeys(free)))
         if counted is None and covered is None:
@@ -261,10 +265,10 @@ class _Chain:
             )
         return found
 
-    def _covered(self) -> list[bool] | None:
+    def _coverage(self) -> Coverage | None:
         if self._context:
             return None  # which of the model's ops are the context's is not told
-        return covered_edges(self.block, [self._of(k, k + 1) for k in range(self._n)])
+        return read_coverage(self.block, [self._of(k, k + 1) for k in range(self._n)])
 
     def eliminated(self) -> bool:
         """Whether the runtime executes one of two ops as if the other were not there.
@@ -273,7 +277,8 @@ class _Chain:
         nodes. (A batch normalization that is folded into a convolution's weights leaves the same
         nodes, too, but other values.)
         """
-        if self._n != 2 or self._context or self._covered() == [True]:
+        coverage = self._coverage()
+        if self._n != 2 or self._context or (coverage is not None and coverage.edges[0]):
             return False
         block = self._parts[part_name(0, 2)]
         return any(
