@@ -60,7 +60,10 @@ def print_table(
     table.add_column("verdict", no_wrap=True)
     table.add_column("evidence")
     ran = any(verdict.get("kernels") is not None for verdict in detected.values())
-    timed = any("latency" in entry for models in profiled.values() for entry in models.values())
+    # latencies where a verdict rests on them; where none does, they would only fill the page
+    timed = any(verdict["evidence"] == "formula" for verdict in detected.values()) and any(
+        "latency" in entry for models in profiled.values() for entry in models.values()
+    )
     if ran:
         table.add_column("what ran", overflow="fold")
     if timed:
