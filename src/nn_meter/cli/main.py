@@ -29,6 +29,10 @@ _COMMANDS = {
     "run": ("run:run", "Do all steps and print which operators fuse."),
     "ruletest": ("ruletest:ruletest", "Do one step: generate, profile or detect."),
     "ask": ("ask:ask", "Ask which edges of one chain of operators fuse."),
+    "import-graph": (
+        "import_graph:import_graph",
+        "Judge what a runtime printed on another device.",
+    ),
     "diff": ("diff:diff", "Compare the rules of two runtimes, versions or shapes."),
     "map": ("map:fusion_map", "Ask all runtimes, and write a map of what they fuse."),
     "create": ("workspaces:create", "Create a workspace."),

@@ -3,7 +3,8 @@
 Who lives here: `base` (contract and values), `interface` (finding and connecting a backend, making
 a workspace for one), `spec` (making one again in another process), `inputs` (which input is which),
 and per runtime `backend` (the only module that imports it) and `settings` (its keys of
-``backend_config.yaml``).
+``backend_config.yaml``). Prints of executed graphs from elsewhere are read by `recorded`, here and
+in the folders of the runtimes that print them.
 """
 
 from __future__ import annotations

@@ -244,6 +244,11 @@ class BaseBackend:
     takes: ClassVar[tuple[str, ...]] = ()
     """Values of IMPLEMENT whose models it takes; empty: it does not say."""
 
+    tried: ClassVar[tuple[str, ...]] = ()
+    """Runtimes, as ``describe`` names them, with versions that it was tried with, e.g.
+    ``onnxruntime 1.31``, which stands for 1.31.0, too. A run warns of others. Empty: it does not
+    say."""
+
     def __init__(self, configs: Mapping[str, Any] | None = None) -> None:
         self.configs: dict[str, Any] = dict(configs or {})
         self.profiler_kwargs: dict[str, Any] = {}

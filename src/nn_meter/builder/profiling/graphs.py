@@ -19,7 +19,7 @@ from nn_meter.builder.workspace import Workspace, make_folder
 from nn_meter.errors import GraphUnavailableError, NNMeterError, NotInstalledError
 from nn_meter.progress import Progress
 
-__all__ = ["collect_graphs"]
+__all__ = ["collect_graphs", "outputs_digest"]
 
 _BATCH = 32
 _FEW = 32
@@ -34,6 +34,7 @@ def collect_graphs(
     environment: int,
     models: Mapping[str, Model],
     *,
+    fresh: bool = False,
     time_limit_s: float,
     progress: Progress,
 ) -> None:
@@ -44,7 +45,8 @@ def collect_graphs(
         workspace: Where converted models are kept.
         store: Where graphs go, as they come: a run that is killed goes on from there.
         environment: Number of the environment.
-        models: By hash.
+        models: By hash; one that has ``converted`` is asked as that, not converted again.
+        fresh: Ask again for those that are there, too.
         time_limit_s: For one model, or one batch of them.
         progress: Told of each.
 
@@ -54,14 +56,14 @@ def collect_graphs(
     missing = {
         digest: model
         for digest, model in models.items()
-        if store.graph(environment, digest) is None
+        if fresh or store.graph(environment, digest) is None
     }
     done = 0
 
     def keep(found: Mapping[str, Outcome]) -> None:
         nonlocal done
         for digest, outcome in found.items():
-            store.add_graph(environment, digest, outcome, _outputs(missing[digest]))
+            store.add_graph(environment, digest, outcome, outputs_digest(missing[digest]))
             done += 1
             progress("graph", done, len(missing), missing[digest].path.name)
 
@@ -76,8 +78,10 @@ def collect_graphs(
             done=lambda number, name, found: keep(found),
         )
         return
-    converted = convert_all(
-        connection, workspace, missing, time_limit_s=time_limit_s, progress=progress
+    given = {digest: model for digest, model in missing.items() if model.converted is not None}
+    rest = {digest: model for digest, model in missing.items() if model.converted is None}
+    converted = given | convert_all(
+        connection, workspace, rest, time_limit_s=time_limit_s, progress=progress
     )
     keep({digest: found for digest, found in converted.items() if isinstance(found, Failure)})
     ready = {digest: model for digest, model in converted.items() if isinstance(model, Model)}
@@ -144,7 +148,7 @@ def _failure(error: NNMeterError) -> Failure:
     return failure_of(error)
 
 
-def _outputs(model: Model) -> str | None:
+def outputs_digest(model: Model) -> str | None:
     """A digest of a model's reference outputs: equal ones compute the same."""
     if model.reference is None:
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling import measure, results
 from nn_meter.builder.profiling.connection import Connection
@@ -32,7 +33,14 @@ from nn_meter.errors import (
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress, logged
 
-__all__ = ["ProfileSummary", "checked_time_limit", "convert_models", "profile_models"]
+__all__ = [
+    "ProfileSummary",
+    "case_models",
+    "check_needs_no_graph",
+    "checked_time_limit",
+    "convert_models",
+    "profile_models",
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +53,10 @@ class ProfileSummary:
     """What one call of ``profile_models`` did; filled in as it goes.
 
     Attributes:
-        measured: Test cases measured now.
-        kept: Test cases that an earlier run had finished.
+        measured: Test cases timed now.
+        kept: Test cases that an earlier run had finished timing.
         failed: ``test case: model`` to why it has no latency.
-        graphs: How many models' executed graphs are known.
+        graphs: How many models of the test cases have an executed graph that is known.
         runtime_s: Seconds spent inside the runtime's measured runs.
         environment: What was measured in, in words.
     """
@@ -101,7 +109,7 @@ def convert_models(
         cases = {
             name: [
                 model
-                for model in _models(workspace, name, case)
+                for model in case_models(workspace, name, case)
                 if not (broken_point_mode and case[model.name].get("latency") is not None)
             ]
             for name, case in testcases.items()
@@ -181,23 +189,18 @@ def profile_models(
     summary = summary if summary is not None else ProfileSummary()
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
-    with (
-        workspace.lock(),
-        Connection(backend, _settings(workspace)) as connection,
-        Store(workspace.store_file) as store,
-    ):
+    evidence = workspace.ruletest.EVIDENCE
+    with workspace.lock(), contextlib.ExitStack() as stack:
+        connection = stack.enter_context(Connection(backend, _settings(workspace)))
         if connection.sessions and set(metrics) != {"latency"}:
             raise BackendError(
                 f"metrics: {connection.name} measures latency, and nothing else; found "
                 f"{', '.join(metrics)}"
             )
+        if not connection.shows_graph:
+            check_needs_no_graph(workspace, connection.name)
         summary.environment = str(connection.environment)
-        evidence = workspace.ruletest.EVIDENCE
-        if evidence == "graph" and not connection.shows_graph:
-            raise BackendError(
-                f"{workspace.ruletest_file}: EVIDENCE is graph, but {connection.name} cannot tell "
-                "what it executes; choose auto, or a backend that can"
-            )
+        store = stack.enter_context(Store(workspace.store_file))
         number = store.environment(connection.name, connection.environment)
         run = _Run(
             workspace=workspace,
@@ -218,8 +221,21 @@ def profile_models(
         if retry_failed:
             store.forget_failures(run.campaign)
             store.forget_graph_failures(number)
-        run.profile(have_converted, broken_point_mode, progress)
+        run.profile(have_converted, broken_point_mode, progress, fresh=fresh)
     return testcases
+
+
+def check_needs_no_graph(workspace: Workspace, backend: str) -> None:
+    """Refuse ``EVIDENCE: graph`` on a backend that does not show graphs.
+
+    Raises:
+        BackendError: That is what the workspace asks for.
+    """
+    if workspace.ruletest.EVIDENCE == "graph":
+        raise BackendError(
+            f"{workspace.ruletest_file}: EVIDENCE is graph, but {backend} cannot tell what it "
+            "executes; choose auto, or a backend that can"
+        )
 
 
 def _settings(workspace: Workspace) -> dict[str, Any]:
@@ -252,7 +268,9 @@ def checked_time_limit(seconds: float) -> float:
     return float(seconds)
 
 
-def _models(workspace: Workspace, testcase: str, case: Mapping[str, dict[str, Any]]) -> list[Model]:
+def case_models(
+    workspace: Workspace, testcase: str, case: Mapping[str, dict[str, Any]]
+) -> list[Model]:
     """The models of a test case, their files hashed; an entry without shapes gets them."""
     found = []
     for name, entry in case.items():
@@ -300,7 +318,9 @@ class _Run:
     folder: Path | None = None
     viewed_at_s: float = 0.0
 
-    def profile(self, have_converted: bool, keep_latencies: bool, progress: Progress) -> None:
+    def profile(
+        self, have_converted: bool, keep_latencies: bool, progress: Progress, *, fresh: bool
+    ) -> None:
         cases: dict[str, list[Model]] = {}
         todo: dict[str, list[Model]] = {}
         for name, case in self.testcases.items():
@@ -309,24 +329,27 @@ class _Run:
                 for model, entry in case.items()
                 if keep_latencies and entry.get("latency") is not None
             }
-            models = _models(
+            models = case_models(
                 self.workspace, name, {m: entry for m, entry in case.items() if m not in given}
             )
             if have_converted:
                 self._check_converted(name, models)
+            else:
+                models = [replace(model, converted=None) for model in models]
             for model in models:  # what an earlier run found, elsewhere maybe, is not this one's
                 for found in ("latency", "error", "graph"):
                     case[model.name].pop(found, None)
             cases[name] = models
         with self._views():
             if self.asked_for_graphs:
-                self._collect_graphs(cases, progress)
+                self._collect_graphs(cases, progress, fresh=fresh)
             for name, models in cases.items():
-                if not self.timed or not models or self._finished(name, models):
-                    self._report(name, models)
-                    self.summary.kept.append(name)
-                else:
+                if self.timed and models and not self._finished(name, models):
                     todo[name] = models
+                    continue
+                self._report(name, models)
+                if self.timed:
+                    self.summary.kept.append(name)
             ready = todo if have_converted else self._convert(todo, progress)
             for done, (name, models) in enumerate(ready.items()):
                 progress("profile", done, len(ready), name)
@@ -337,7 +360,9 @@ class _Run:
             if ready:
                 progress("profile", len(ready), len(ready), "")
 
-    def _collect_graphs(self, cases: Mapping[str, list[Model]], progress: Progress) -> None:
+    def _collect_graphs(
+        self, cases: Mapping[str, list[Model]], progress: Progress, *, fresh: bool
+    ) -> None:
         """Ask what the runtime executes of all models, and of what is around their blocks."""
         asked = {model.hash: model for models in cases.values() for model in models}
         bare = [
@@ -350,7 +375,7 @@ class _Run:
         around = results.read_situations(self.workspace)
         for name in cases:
             for situation, case in around.get(name, {}).items():
-                for model in _models(self.workspace, f"{name}, {situation}", case):
+                for model in case_models(self.workspace, f"{name}, {situation}", case):
                     asked.setdefault(model.hash, model)
         try:
             collect_graphs(
@@ -359,6 +384,7 @@ class _Run:
                 self.store,
                 self.environment,
                 asked,
+                fresh=fresh,
                 time_limit_s=self.time_limit_s,
                 progress=progress,
             )
@@ -505,8 +531,9 @@ class _Run:
         case = self.testcases[name]
         hashes = {model.name: model.hash for model in models}
         failures = self.store.failures(self.campaign, name, hashes) if self.timed else {}
-        if self.asked_for_graphs:
-            failures |= self._report_graphs(case, hashes)
+        graphs = self._graphs(hashes) if self.asked_for_graphs else {}
+        if not self.timed:  # then nothing else would say so
+            failures |= {m: graph for m, graph in graphs.items() if isinstance(graph, Failure)}
         for model, failure in failures.items():
             case[model].pop("latency", None)
             case[model]["error"] = {"kind": failure.kind, "reason": failure.reason}
@@ -531,31 +558,20 @@ class _Run:
         for model, text in latencies.items():
             if self.timed:
                 case[model]["latency"] = text
+        for model, graph in graphs.items():
+            if not isinstance(graph, Failure):
+                case[model]["graph"] = graph_reference(self.environment, hashes[model])
+                self.summary.graphs += 1
         self.store.add_reported(self.environment, name, latencies)
 
-    def _report_graphs(
-        self, case: Mapping[str, dict[str, Any]], hashes: Mapping[str, str]
-    ) -> dict[str, Failure]:
-        """Say in a test case's entries where the executed graphs lie.
-
-        Returns:
-            Why there is none, where nothing but graphs was asked for.
-        """
-        failures = {}
-        for model, digest in hashes.items():
-            stored = self.store.graph(self.environment, digest)
-            if stored is None:
-                continue
-            if not isinstance(stored.graph, Failure):
-                case[model]["graph"] = graph_reference(self.environment, digest)
-                self.summary.graphs += 1
-            elif not self.timed:
-                failures[model] = stored.graph
-        return failures
+    def _graphs(self, hashes: Mapping[str, str]) -> dict[str, ExecutedGraph | Failure]:
+        """What is known of the executed graphs of a test case's models."""
+        found = {m: self.store.graph(self.environment, digest) for m, digest in hashes.items()}
+        return {model: stored.graph for model, stored in found.items() if stored is not None}
 
     # --- the JSON views --------------------------------------------------------------------------
 
-    @contextmanager
+    @contextlib.contextmanager
     def _views(self) -> Iterator[None]:
         """Write the views at the end, be it a bad one."""
         self.folder = results.results_folder(

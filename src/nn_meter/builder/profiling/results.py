@@ -138,13 +138,26 @@ def read_situations(workspace: Workspace) -> dict[str, TestCases]:
         except ResultFileError as exc:
             log.warning("%s: %s: %s", workspace.situations_file, name, exc)
             continue
-        there = {
-            situation: models
-            for situation, models in read.items()
-            if all(workspace.resolve(entry["model"]).exists() for entry in models.values())
-        }
-        found[name] = there
+        found[name] = {}
+        for situation, models in read.items():
+            if reason := _unusable(workspace, models):
+                log.warning(
+                    "%s, %s is left out: %s; 'nn-meter ruletest generate' makes it again",
+                    *(name, situation, reason),
+                )
+            else:
+                found[name][situation] = models
     return found
+
+
+def _unusable(workspace: Workspace, models: Mapping[str, dict[str, Any]]) -> str:
+    """Why the models of a situation cannot be asked; empty: they can."""
+    for name, entry in models.items():
+        if "shapes" not in entry:
+            return f"{workspace.situations_file}: its model {name} has no shapes"
+        if not (path := workspace.resolve(entry["model"])).exists():
+            return f"{path}: there is no such model"
+    return ""
 
 
 def _check_text(name: Any, where: str) -> None:

@@ -138,6 +138,7 @@ class MNNCPUBackend(SessionBackend):
     """MNN's CPU kernels, in float32; converts ``.onnx`` files to its own format."""
 
     takes = ("onnx", "torch")
+    tried = ("mnn 3.6",)
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None

@@ -156,6 +156,7 @@ class NcnnCPUBackend(SessionBackend):
     """Ncnn's CPU kernels. ONNX models are converted by pnnx."""
 
     takes = ("onnx", "torch")
+    tried = ("ncnn 1.0.20261020",)
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None

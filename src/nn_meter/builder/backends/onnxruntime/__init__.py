@@ -1,4 +1,4 @@
 """ONNX Runtime on the CPU of this host, the embedded default.
 
-Who lives here: `backend`, `graph`, `settings`.
+Who lives here: `backend`, `graph`, `recorded`, `settings`.
 """

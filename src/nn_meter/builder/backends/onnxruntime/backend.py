@@ -82,6 +82,7 @@ class OnnxRuntimeCPUBackend(SessionBackend):
     """ONNX Runtime's CPU execution provider; loads ``.onnx`` files as they are."""
 
     takes = ("onnx", "torch")
+    tried = ("onnxruntime 1.31", "onnxruntime 1.32")
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None

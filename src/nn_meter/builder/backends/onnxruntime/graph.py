@@ -57,12 +57,12 @@ def import_onnx() -> ModuleType:
     return module
 
 
-def read_graph(path: Path, inputs: Sequence[str]) -> ExecutedGraph:
+def read_graph(path: Path, inputs: Sequence[str] | None = None) -> ExecutedGraph:
     """Read an optimized model.
 
     Args:
         path: The file that ONNX Runtime wrote; what its initializers hold is not read.
-        inputs: Names of the model's inputs, in its order.
+        inputs: Names of the model's inputs, in its order; default: those that the file names.
 
     Returns:
         Its nodes in the order of execution, without ``sources``.
@@ -79,6 +79,8 @@ def read_graph(path: Path, inputs: Sequence[str]) -> ExecutedGraph:
         ) from exc
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
+    if inputs is None:  # models of old versions name their weights among the inputs
+        inputs = [tensor.name for tensor in graph.input if tensor.name not in constants]
     nodes = []
     for node in graph.node:
         reads = tuple(name for name in _tensors_read(node) if name not in constants)

@@ -146,6 +146,7 @@ class OpenVINOBackend(SessionBackend):
 
     profiler_class = OpenVINOProfiler
     takes = ("onnx", "torch", "tensorflow")
+    tried = ("openvino 2026.4",)
 
     @property
     def device(self) -> str:

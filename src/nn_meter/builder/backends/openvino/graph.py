@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, Kind, ModelOp
 from nn_meter.builder.backends.openvino.sources import Covered, covered
 from nn_meter.errors import GraphUnavailableError
 
-__all__ = ["name_apart", "read_graph"]
+__all__ = ["KEYS", "Layer", "ModelOps", "executed", "model_ops", "name_apart", "read_graph"]
 
 _TRIED = "2026.4"
 
@@ -22,6 +22,9 @@ _MOVES = frozenset({"Reorder", "Transpose", "Convert"})
 # primitive for them; its profiling counters agree (NOT_RUN), but show 0 µs for tiny tensors, too.
 _IN_PLACE = frozenset({"Split", "Concatenation"})
 _NO_PRIMITIVE = "unknown"
+
+KEYS = ("layerType", "primitiveType", "originalLayersNames", "execOrder")
+"""What a layer must say of itself."""
 
 # The op that a layer's name says already. A layer that is not here, such as Subgraph, Eltwise or
 # Pooling, may be one of many.
@@ -52,6 +55,36 @@ def name_apart(model: Any) -> None:
         taken.add(name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer of a runtime model, be it in memory or written to a file.
+
+    Attributes:
+        name: Its name.
+        facts: What the plugin says of it; at least ``KEYS``.
+        inputs: The tensors that it reads, constants among them.
+        outputs: The tensors that it writes.
+    """
+
+    name: str
+    facts: Mapping[str, str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOps:
+    """The model's own ops, which layers tell by name that they came from.
+
+    Attributes:
+        ops: Each with a name of its own, in a topological order.
+        inputs: The tensors that are the model's inputs, in its order.
+    """
+
+    ops: tuple[ModelOp, ...]
+    inputs: tuple[str, ...]
+
+
 def read_graph(model: Any, compiled: Any) -> ExecutedGraph:
     """Read what is executed of a compiled model.
 
@@ -65,59 +98,95 @@ def read_graph(model: Any, compiled: Any) -> ExecutedGraph:
     Raises:
         GraphUnavailableError: The runtime model does not tell what it should.
     """
+    own = model_ops(model)
     try:
-        nodes, named = _nodes(compiled.get_runtime_model())
+        layers = [
+            Layer(
+                name=node.friendly_name,
+                facts=_facts(node),
+                inputs=_reads(node, ()),
+                outputs=tuple(_tensor(output) for output in node.outputs()),
+            )
+            for node in compiled.get_runtime_model().get_ordered_ops()
+        ]
+        return executed(layers, own.inputs, own)
     except (KeyError, RuntimeError, ValueError) as exc:
         raise GraphUnavailableError(
             f"OpenVINO's runtime model does not tell what it does in {_TRIED}, which was tried: "
             f"{type(exc).__name__} {exc}"
         ) from exc
-    inputs = tuple(_tensor(parameter.output(0)) for parameter in model.get_parameters())
-    ops = _ops(model)
-    return ExecutedGraph(
-        nodes=tuple(
-            _told(node, found, ops)
-            for node, found in zip(nodes, covered(nodes, named, ops), strict=True)
-        ),
-        inputs=inputs,
-        ops=ops,
-        op_inputs=inputs,
+
+
+def model_ops(model: Any) -> ModelOps:
+    """The ops of an ``openvino.Model``, whose names are apart."""
+    return ModelOps(
+        ops=_ops(model),
+        inputs=tuple(_tensor(parameter.output(0)) for parameter in model.get_parameters()),
     )
 
 
-def _nodes(runtime: Any) -> tuple[list[ExecutedNode], list[list[str]]]:
+def executed(layers: Sequence[Layer], inputs: Sequence[str], own: ModelOps | None) -> ExecutedGraph:
+    """Make a graph of the layers of a runtime model.
+
+    Args:
+        layers: Constants, inputs and outputs among them.
+        inputs: The tensors that are the model's inputs, in its order.
+        own: The model's ops; None where they are not known: then sources are not told, and of what
+            was fused into a layer only how many ops of the model's it is in all.
+
+    Raises:
+        KeyError, ValueError: A layer does not say of itself what it should.
+    """
+    nodes, named = _nodes(layers)
+    if own is None:
+        return ExecutedGraph(nodes=tuple(map(_counted, nodes, named)), inputs=tuple(inputs))
+    return ExecutedGraph(
+        nodes=tuple(
+            _told(node, found, own.ops)
+            for node, found in zip(nodes, covered(nodes, named, own.ops), strict=True)
+        ),
+        inputs=tuple(inputs),
+        ops=own.ops,
+        op_inputs=own.inputs,
+    )
+
+
+def _nodes(layers: Sequence[Layer]) -> tuple[list[ExecutedNode], list[list[str]]]:
     """The nodes in the order of execution, and for each the names of the ops it came from."""
-    ordered = [(_facts(node), node) for node in runtime.get_ordered_ops()]
-    ordered.sort(key=lambda pair: int(pair[0]["execOrder"]))
     constant: set[str] = set()
     nodes, named = [], []
-    for facts, node in ordered:
-        layer = facts["layerType"]
-        outputs = tuple(_tensor(output) for output in node.outputs())
-        if layer in _LEFT_OUT:
-            if layer == "Const":
-                constant.update(outputs)
+    for layer in sorted(layers, key=lambda layer: int(layer.facts["execOrder"])):
+        kind = layer.facts["layerType"]
+        if kind in _LEFT_OUT:
+            if kind == "Const":
+                constant.update(layer.outputs)
             continue
-        reads = _reads(node, constant)
+        reads = tuple(tensor for tensor in layer.inputs if tensor not in constant)
         if not reads:
-            constant.update(outputs)
+            constant.update(layer.outputs)
         nodes.append(
             ExecutedNode(
-                name=node.friendly_name,
-                type=layer,
+                name=layer.name,
+                type=kind,
                 inputs=reads,
-                outputs=outputs,
-                kind=_kind(layer, facts["primitiveType"]) if reads else "const",
+                outputs=layer.outputs,
+                kind=_kind(kind, layer.facts["primitiveType"]) if reads else "const",
             )
         )
-        named.append([name for name in facts["originalLayersNames"].split(",") if name])
+        named.append([name for name in layer.facts["originalLayersNames"].split(",") if name])
     return nodes, named
+
+
+def _counted(node: ExecutedNode, named: Sequence[str]) -> ExecutedNode:
+    """The node, its type with how many ops it came from."""
+    if node.kind != "compute" or len(named) < 2:
+        return node
+    return replace(node, type=f"{node.type}[{len(named)} ops]")
 
 
 def _facts(node: Any) -> dict[str, str]:
     info = node.get_rt_info()
-    keys = ("layerType", "primitiveType", "originalLayersNames", "execOrder")
-    return {key: str(info[key].astype(str)) for key in keys}
+    return {key: str(info[key].astype(str)) for key in KEYS}
 
 
 def _kind(layer: str, primitive: str) -> Kind:

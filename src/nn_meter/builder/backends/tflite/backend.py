@@ -119,6 +119,7 @@ class TFLiteBackend(SessionBackend):
 
     profiler_class = TFLiteProfiler
     takes = ("tensorflow",)
+    tried = ("litert 2.3",)
 
     @property
     def target(self) -> str:

@@ -1,0 +1,1 @@
+"""TensorRT: no backend, only a reader of what ``trtexec`` printed elsewhere."""
