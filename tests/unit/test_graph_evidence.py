@@ -36,6 +36,10 @@ def pair(op1: StoredGraph, op2: StoredGraph, block: StoredGraph) -> Verdict:
     return judge_chain(("a", "b"), parts, rule="BF_a_b")
 
 
+def alone(op1: StoredGraph, op2: StoredGraph) -> dict[str, StoredGraph]:
+    return {part_name(0, 1): op1, part_name(1, 2): op2, part_name(0, 2): row("X")}
+
+
 # --- counting ------------------------------------------------------------------------------------
 
 
@@ -127,13 +131,39 @@ def test_an_op_that_fuses_with_what_is_around_the_block_is_not_fused_inside_it()
         **{"0-1": row("C", "P"), "1-2": row("B", "P")},
         "0-2": row("C", "P", "B", "P"),
     }
-    found = judge_chain(("relu", "b"), parts, rule="r", singles=[row("Relu"), row("B")])
+    found = judge_chain(("relu", "b"), parts, rule="r", alone=alone(row("Relu"), row("B")))
     assert (found.verdict, found.free) == ("separate", ())
     # and a convolution that takes the relu behind it, in a model in which a pool would, too
     parts |= {"0-1": row("C", "P", "Conv"), "1-2": row("Relu", "P")}
     parts["0-2"] = row("C", "P", "Conv", "P")
-    found = judge_chain(("conv", "relu"), parts, rule="r", singles=[row("Conv"), row("Relu")])
+    found = judge_chain(("conv", "relu"), parts, rule="r", alone=alone(row("Conv"), row("Relu")))
     assert found.verdict == "fused"
+
+
+def test_an_op_taken_by_one_of_the_kind_that_the_context_has():
+    """OpenVINO puts a pad into the convolution behind it; there is another one before the block."""
+    parts = {
+        **{"before": row("Conv", "Pool"), "behind": row("Pool")},
+        **{"0-1": row("Conv", "Pool", "Pad"), "1-2": row("Conv", "Pool")},
+        "0-2": row("Conv", "Pool", "Conv[Pad]", "Pool"),
+    }
+    found = judge_chain(("pad", "conv"), parts, rule="r", alone=alone(row("Pad"), row("Conv")))
+    assert found.verdict == "fused"
+
+
+def test_an_op_dropped_inside_a_model_is_eliminated_there():
+    plain = {
+        "0-1": row("Relu", outputs="r"),
+        "1-2": row("Clip", outputs="c"),
+        "0-2": row("Relu", "Clip", outputs="c"),
+    }
+    parts = {
+        **{"before": row("C", "P"), "behind": row("P")},
+        **{"0-1": row("C", "P", "Relu"), "1-2": row("Clip", "P")},
+        "0-2": row("C", "P", "Clip", "P"),
+    }
+    found = judge_chain(("relu", "relu6"), parts, rule="r", alone=plain)
+    assert (found.verdict, found.eliminated) == ("fused", True)
 
 
 def test_an_op_that_is_a_view_alone_and_a_kernel_in_the_block_is_not_free():
@@ -296,6 +326,16 @@ def test_an_op_that_either_neighbour_would_take_goes_where_the_block_has_it():
     found = three(**parts, abc=row("X", "Y"))
     assert (found.obey, found.verdict) == (None, "undecided")
     assert "disagree" in found.reason
+
+
+def test_an_op_that_is_a_view_at_the_input_and_a_kernel_in_the_chain():
+    """OpenVINO's concatenation is in place at the graph's input, and a kernel behind a conv."""
+    found = three(
+        **{"a": row("Conv"), "b": row("view:Concat"), "c": row("Relu")},
+        **{"ab": row("Conv", "Concat"), "bc": row("view:Concat", "Relu")},
+        abc=row("Conv", "Concat", "Relu"),
+    )
+    assert words(found) == ["separate", "separate"]
 
 
 def test_a_free_op_in_a_chain():

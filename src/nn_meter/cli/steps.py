@@ -10,11 +10,12 @@ from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import make_testcase
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import generate_testcases
-from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.backends.base import BaseBackend, ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.interface import PLATFORMS, connect_backend
 from nn_meter.builder.config import RuletestConfig
-from nn_meter.builder.profiling.interface import ProfileSummary, profile_models
+from nn_meter.builder.profiling.interface import check_needs_no_graph, profile_models
 from nn_meter.builder.profiling.results import TestCases
+from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.workspace import Workspace, open_workspace
 from nn_meter.cli.console import progress_shown
 from nn_meter.errors import ConfigError
@@ -26,6 +27,7 @@ __all__ = [
     "generate",
     "only",
     "profile",
+    "told",
     "workspace_for",
 ]
 
@@ -87,6 +89,7 @@ def connect(name: str, workspace: Workspace) -> BaseBackend:
 
     Raises:
         ConfigError: It does not take models of the workspace's IMPLEMENT.
+        BackendError: The workspace asks for graphs, and it shows none.
     """
     backend = connect_backend(name, workspace)
     implement = workspace.ruletest.IMPLEMENT
@@ -95,6 +98,8 @@ def connect(name: str, workspace: Workspace) -> BaseBackend:
             f"{workspace.ruletest_file}: IMPLEMENT is {implement}, but {name} takes models of "
             f"{' or '.join(backend.takes)}"
         )
+    if not isinstance(backend, ShowsGraph | ShowsGraphs):
+        check_needs_no_graph(workspace, name)
     return backend
 
 
@@ -119,6 +124,18 @@ def profile(
             backend, testcases, workspace=workspace, progress=progress, summary=summary, **options
         )
     return profiled, summary
+
+
+def told(summary: ProfileSummary) -> str:
+    """What was profiled, in words."""
+    parts = []
+    if summary.measured or summary.kept:
+        parts.append(
+            f"{len(summary.measured)} test cases measured, {len(summary.kept)} kept from before"
+        )
+    if summary.graphs or not parts:
+        parts.append(f"executed graphs of {summary.graphs} models")
+    return ", ".join(parts)
 
 
 def only(cases: TestCases, workspace: Workspace) -> TestCases:

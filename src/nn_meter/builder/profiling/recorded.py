@@ -19,10 +19,10 @@ from nn_meter.builder.backends.recorded import FORMATS, Format, guess_format, re
 from nn_meter.builder.nn_modules.info import hash_model
 from nn_meter.builder.profiling import results
 from nn_meter.builder.profiling.graphs import outputs_digest
-from nn_meter.builder.profiling.interface import case_models
 from nn_meter.builder.profiling.measure import Model
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases
+from nn_meter.builder.profiling.run import case_models
 from nn_meter.builder.profiling.store import Failure, Store, graph_reference
 from nn_meter.builder.workspace import Workspace, write_json
 from nn_meter.errors import ConfigError, ResultFileError

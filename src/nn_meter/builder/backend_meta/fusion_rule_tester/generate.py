@@ -85,8 +85,9 @@ def generate(
             time_limit_s,
             with_situations=with_situations,
         )
-    for name, reason in found.refused.items():
-        log.warning("%s cannot be built and is left out: %s", name, reason)
+    if found.testcases:  # else an error says so
+        for name, reason in found.refused.items():
+            log.warning("%s cannot be built and is left out: %s", name, reason)
 
 
 def _plan(

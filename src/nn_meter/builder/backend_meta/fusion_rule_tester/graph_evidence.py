@@ -81,11 +81,8 @@ class GraphEvidence:
             for end in range(first + 1, n + 1)
         }
         alone = judge_chain(case.ops, parts, rule=case.name)
-        singles = [parts[part_name(k, k + 1)] for k in range(n)]
         when = {ALONE: alone} | {
-            situation: judge_chain(
-                case.ops, graphs, rule=f"{case.name}, {situation}", singles=singles
-            )
+            situation: judge_chain(case.ops, graphs, rule=f"{case.name}, {situation}", alone=parts)
             for situation, graphs in known.situations.items()
         }
         return Verdict(**{**vars(alone), "when": when})
@@ -109,7 +106,7 @@ def judge_chain(
     parts: Mapping[str, StoredGraph],
     *,
     rule: str,
-    singles: Sequence[StoredGraph] = (),
+    alone: Mapping[str, StoredGraph] | None = None,
 ) -> Verdict:
     """Judge a chain in one situation.
 
@@ -117,7 +114,7 @@ def judge_chain(
         ops: Names of its operators.
         parts: The graphs of a situation's models, by the names that ``situations`` gives them.
         rule: For messages.
-        singles: The graphs of each op with nothing around it; default: those in ``parts``.
+        alone: The graphs of the chain with nothing around it; default: those in ``parts``.
     """
     for name, stored in parts.items():
         if isinstance(failure := stored.graph, Failure):
@@ -126,7 +123,10 @@ def judge_chain(
             )
             reason = f"{name}: {failure.kind}: {failure.reason}"
             return Verdict.none(word, reason, evidence="graph")
-    chain = _Chain(ops, parts, singles or [parts[part_name(k, k + 1)] for k in range(len(ops))])
+    alone = parts if alone is None else alone
+    n = len(ops)
+    singles = [alone[part_name(k, k + 1)] for k in range(n)]
+    chain = _Chain(ops, parts, singles, alone[part_name(0, n)])
     edges = chain.edges()
     for edge in edges:
         if edge.verdict == "undecided":
@@ -135,7 +135,8 @@ def judge_chain(
     shown = edges if len(ops) > 2 else ()
     free = tuple(dict.fromkeys(name for edge in edges for name in edge.free))
     words = [edge.verdict for edge in edges]
-    rest: dict[str, Any] = {"kernels": kernels, "edges": shown, "free": free}
+    moves = tuple(node.type for node in chain.block.nodes if node.kind == "move")
+    rest: dict[str, Any] = {"kernels": kernels, "moves": moves, "edges": shown, "free": free}
     if "undecided" in words:
         reason = next(edge.reason for edge in edges if edge.verdict == "undecided")
         return Verdict.none("undecided", reason, evidence="graph", **rest)
@@ -156,8 +157,14 @@ class _Chain:
         ops: Sequence[str],
         parts: Mapping[str, StoredGraph],
         singles: Sequence[StoredGraph],
+        block: StoredGraph,
     ) -> None:
         self._ops = ops
+        self._twins = [
+            k
+            for k, single in enumerate(singles)
+            if single.outputs is not None and single.outputs == block.outputs
+        ]
         self._computes = [bool(_on_the_way(_graph(single))) for single in singles]
         self._parts = parts
         self._context = BEFORE in parts
@@ -182,9 +189,7 @@ class _Chain:
         pair = (self._ops[k], self._ops[k + 1])
         covered = coverage.edges[k] if coverage is not None else None
         idle = coverage.idle if coverage is not None and counted and not covered else ()
-        free = tuple(
-            self._ops[side] for side in (k, k + 1) if side in idle or self._is_free(k, side)
-        )
+        free = tuple(self._ops[side] for side in (k, k + 1) if side in idle or self._is_free(side))
         if free:
             return Edge(ops=pair, verdict="free", free=tuple(dict.fromkeys(free)))
         if counted is None and covered is None:
@@ -203,16 +208,16 @@ class _Chain:
         fused = covered if counted is None else counted
         return Edge(ops=pair, verdict="fused" if fused else "separate")
 
-    def _is_free(self, k: int, side: int) -> bool:
-        """Whether an op of an edge executes nothing that computes: not alone, and not here either.
+    def _is_free(self, side: int) -> bool:
+        """Whether an op executes nothing that computes: not alone, and not in the chain either.
 
         (OpenVINO's split is a view alone, and a kernel behind a convolution.)
         """
         if self._computes[side]:
             return False
-        other = (0, k + 1) if side == k + 1 else (k + 1, self._n)
-        whole = (0, k + 2) if side == k + 1 else (k, self._n)
-        return self._count(*whole) <= self._count(*other)
+        after = side > 0 and self._count(0, side + 1) > self._count(0, side)
+        before = side + 1 < self._n and self._count(side, self._n) > self._count(side + 1, self._n)
+        return not after and not before
 
     def _counted(self) -> list[bool] | None:
         """For each two neighbours whether they fuse, by counting; None: it cannot be told.
@@ -235,8 +240,8 @@ class _Chain:
             return False
         # Fewer, but each with nodes of its own: a runtime may say one side in other ops where it
         # stands behind another one (MNN's prelu is three nodes alone, and one behind a pool).
-        sides = [_types_on_the_way(self._of(*side)) for side in (left, right)]
-        found = _types_on_the_way(self._of(*whole))
+        sides = [self._own_types(*side) for side in (left, right)]
+        found = self._own_types(*whole)
         return not any(
             mine <= found and (rest := found - mine) and not rest <= other
             for mine, other in (sides, sides[::-1])
@@ -265,6 +270,15 @@ class _Chain:
             )
         return found
 
+    def _own_types(self, first: int, end: int) -> Counter[str]:
+        """Types of the compute nodes of some of the ops, without those of what is around them."""
+        found = _types_on_the_way(self._of(first, end))
+        if self._context and first == 0:
+            found = found - _types_on_the_way(_graph(self._parts[BEFORE]))
+        if self._context and end == self._n:
+            found = found - _types_on_the_way(_graph(self._parts[BEHIND]))
+        return found
+
     def _coverage(self) -> Coverage | None:
         if self._context:
             return None  # which of the model's ops are the context's is not told
@@ -278,15 +292,10 @@ class _Chain:
         nodes, too, but other values.)
         """
         coverage = self._coverage()
-        if self._n != 2 or self._context or (coverage is not None and coverage.edges[0]):
+        if self._n != 2 or (coverage is not None and coverage.edges[0]):
             return False
-        block = self._parts[part_name(0, 2)]
-        return any(
-            block.outputs is not None
-            and block.outputs == single.outputs
-            and _types(_graph(single)) == _types(self.block)
-            for single in (self._parts[part_name(0, 1)], self._parts[part_name(1, 2)])
-        )
+        found = self._own_types(0, 2)
+        return any(self._own_types(k, k + 1) == found for k in self._twins)
 
 
 def _undecided(pair: tuple[str, str], reason: str) -> Edge:

@@ -34,8 +34,8 @@ __all__ = ["ALONE", "BEFORE", "BEHIND", "Plan", "operand_name", "part_name", "pl
 
 ALONE = "alone"
 _CONTEXT = "context"
-# around the block: nothing in it changes a shape, or where the channels are
 _KEEPS_SHAPE = {"PADDING": "same", "STRIDES": 1, "POOL_STRIDES": 1}
+_KERNEL_SIZE = 3  # of what is around the block: with 1 a pool would be no pool
 _OPS_BEFORE = ("conv", "avgpool")
 _OPS_BEHIND = ("avgpool",)
 
@@ -211,7 +211,8 @@ def _inside(part: Chain, *, before: bool = False, behind: bool = False) -> Chain
         for operand in part.operands or (None,) * n
     ]
     own = part.overrides or ({},) * n
-    keys = {**_KEEPS_SHAPE, "COUT": _channels(part, part.input_shape)}
+    channels = _channels(part, part.input_shape)
+    keys = {**_KEEPS_SHAPE, "KERNEL_SIZE": _KERNEL_SIZE, "COUT": channels}
     return replace(
         part,
         ops=(*ahead, *part.ops, *after),

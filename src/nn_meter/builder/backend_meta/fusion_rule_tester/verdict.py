@@ -50,6 +50,7 @@ class Verdict:
         latency: The latencies behind it, as ``"avg +- std"`` in ms.
         kernels: Types of the compute nodes that the runtime executed for the block, in order; None:
             not known.
+        moves: Types of the nodes that it executed besides and that only move data.
         eliminated: The runtime dropped one of the ops, since it changes nothing there.
         free: Names of the ops that execute nothing that computes.
         edges: Of a chain of three and more ops, each two neighbours.
@@ -63,6 +64,7 @@ class Verdict:
     reason: str = ""
     latency: Mapping[str, str] = field(default_factory=dict)
     kernels: tuple[str, ...] | None = None
+    moves: tuple[str, ...] = ()
     eliminated: bool = False
     free: tuple[str, ...] = ()
     edges: Sequence[Edge] = ()
@@ -96,6 +98,8 @@ class Verdict:
             found["reason"] = self.reason
         if self.kernels is not None:
             found["kernels"] = list(self.kernels)
+        if self.moves:
+            found["moves"] = list(self.moves)
         if self.eliminated:
             found["eliminated"] = True
         if self.free:

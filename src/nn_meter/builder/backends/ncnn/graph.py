@@ -73,6 +73,7 @@ _KINDS: Mapping[str, Kind] = {
     "Squeeze": "move",
     "ExpandDims": "move",
     "Permute": "move",
+    "ShuffleChannel": "move",  # the transpose that other runtimes execute for it
     "Packing": "move",
     "Cast": "move",
     "MemoryData": "const",

@@ -17,7 +17,8 @@ _TRIED = "2026.4"
 # Layers as the plugin calls them.
 _LEFT_OUT = frozenset({"Const", "Input", "Output"})
 _VIEWS = frozenset({"Reshape"})  # and all of its kind: Squeeze, Unsqueeze, Flatten
-_MOVES = frozenset({"Reorder", "Transpose", "Convert"})
+# ShuffleChannels is the transpose that other runtimes execute for a channel shuffle
+_MOVES = frozenset({"Reorder", "Transpose", "Convert", "ShuffleChannels"})
 # Those that write nothing where their inputs and outputs can share memory. The plugin then gives no
 # primitive for them; its profiling counters agree (NOT_RUN), but show 0 µs for tiny tensors, too.
 _IN_PLACE = frozenset({"Split", "Concatenation"})
