@@ -26,7 +26,7 @@ from driving import (
 )
 
 FRAMEWORKS = ("ai_edge_litert", "keras", "onnx", "onnxruntime", "openvino", "tensorflow", "torch")
-COMMANDS = ("run", "ruletest", "create", "connect", "register", "unregister")
+COMMANDS = ("run", "ruletest", "ask", "diff", "create", "connect", "register", "unregister")
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_lists(user):
     assert len(operators) == 1 + 31
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
-        "(nn-Meter) [Testcase] MON",
+        *(f"(nn-Meter) [Testcase] {name}" for name in ("MON", "MIN", "MINRELU")),
     ]
 
 
@@ -286,10 +286,14 @@ def test_run_with_defaults_in_an_empty_folder(user):
     assert list(verdicts) == [*(f"BF_{pair}" for pair in config["BASIC_TESTCASES"]), "MON"]
     assert len(verdicts) >= 80
     for rule, verdict in verdicts.items():
+        assert verdict["evidence"] == "graph"
+        assert type(verdict["kernels"]) is list
         if rule != "MON":
-            word = {True: "fused", False: "separate"}[verdict["obey"]]
-            assert verdict == {"obey": verdict["obey"], "verdict": word, "evidence": "formula"}
-    assert {verdict["verdict"] for verdict in verdicts.values()} >= {"fused", "separate"}
+            word = {True: "fused", False: "separate", None: "free"}[verdict["obey"]]
+            assert verdict["verdict"] == word
+            alone = {key: value for key, value in verdict.items() if key != "when"}
+            assert verdict["when"]["alone"] == alone
+    assert {verdict["verdict"] for verdict in verdicts.values()} >= {"fused", "separate", "free"}
     assert [path.name for path in user.folder.iterdir()] == ["nn-meter-workspace"]
     all_json_files(user.folder)
 
@@ -300,19 +304,21 @@ def test_run_ends_with_a_table(small):
     assert out.startswith(f"onnxruntime {version} on CPU, 1 thread, float32")
     (row,) = [line for line in out.splitlines() if "BF_conv_relu" in line]
     verdict = results(small.folder / "ws", "detected_results.json")["BF_conv_relu"]["verdict"]
-    assert [cell.strip() for cell in row.strip("│").split("│")][:3] == [
-        *("BF_conv_relu", verdict, "formula")
+    assert [cell.strip() for cell in row.strip("│").split("│")][:4] == [
+        *("BF_conv_relu", verdict, "graph", "Conv[activation=Relu]")
     ]
     for name in ("origin_testcases", "profiled_results", "detected_results"):
         assert str(small.folder / f"ws/fusion_rule_test/results/{name}.json") in out
     assert str(small.folder / "ws/fusion_rule_test/results/detected_fusion_rule.json") in out
     last = out.splitlines()[-1]
-    assert last.startswith("1 test cases measured, 0 kept from before; ")
+    assert last.startswith(
+        "1 test cases measured, 0 kept from before, executed graphs of 3 models; "
+    )
     assert " s, " in last
     assert "\x1b" not in out
 
     again = small.succeed("run", "--workspace", "ws").splitlines()
-    assert again[-1].startswith("0 test cases measured, 1 kept from before; ")
+    assert again[-1].startswith("0 test cases measured, 1 kept from before, executed graphs of 3 ")
     assert again[-1].endswith(" s, 0.0 s of measured runs in the runtime")
     assert [line for line in again if "BF_conv_relu" in line] == [row]
 
@@ -449,7 +455,8 @@ def test_a_converted_model_is_what_is_profiled(small):
         ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_rellu]", "did you mean 'relu'?"),
         ("ruletest_config.yaml", "OTHER_TESTCASES: [MOM]", "did you mean 'MON'?"),
         ("ruletest_config.yaml", "CIN: 5\nBASIC_TESTCASES: [split_relu]", "must be even"),
-        ("ruletest_config.yaml", "EVIDENCE: graph", "later release"),
+        ("ruletest_config.yaml", "EVIDENCE: latency", "later release"),
+        ("ruletest_config.yaml", "EVIDENCE: graphs", "EVIDENCE must be auto, graph"),
         ("backend_config.yaml", "THREADS: many", "THREADS must be a whole number"),
         ("backend_config.yaml", "THREAD: 2", "did you mean THREADS?"),
     ],
@@ -589,6 +596,42 @@ def test_a_workspace_can_be_moved(small):
     assert visits(small.folder / "elsewhere") == before
 
 
+def test_graphs_alone_measure_nothing(small):
+    done = small.nn_meter("run", "--workspace", "ws", "--evidence", "graph", "--json")
+    assert (done.code, done.complaints) == (0, [])
+    assert "profile" not in done.err
+    assert json.loads(done.out)["verdicts"]["BF_conv_relu"]["verdict"] == "fused"
+    assert visits(small.folder / "ws") == []
+    out = small.succeed("run", "--workspace", "ws", "--evidence", "graph")
+    assert out.splitlines()[-1].startswith("executed graphs of 3 models; ")
+    assert "measured" not in out
+    assert "ms" not in out.splitlines()[2]  # the head of the table
+    step = json.loads(
+        small.succeed("ruletest", "profile", "--workspace", "ws", "--evidence", "graph", "--json")
+    )
+    assert (step["measured"], step["kept"], step["graphs"]) == (0, 0, 3)
+    # by latencies, when that is asked for
+    data = json.loads(small.succeed("run", "--workspace", "ws", "--evidence", "formula", "--json"))
+    assert data["verdicts"]["BF_conv_relu"]["evidence"] == "formula"
+    assert "kernels" not in data["verdicts"]["BF_conv_relu"]
+    assert len(rounds(visits(small.folder / "ws"))["BF_conv_relu"]) == 10
+
+
+def test_graphs_of_a_backend_that_cannot_tell(small):
+    asked = ["--workspace", "ws", "--backend", "debug_backend", "--evidence", "graph"]
+    line = small.fail(7, "run", *asked)
+    assert "EVIDENCE is graph, but debug_backend cannot tell what it executes" in line
+    assert not (small.folder / "ws" / "fusion_rule_test").exists()
+    small.fail(2, "run", "--evidence", "guess")
+
+
+def test_latencies_still_decide_where_the_graph_cannot_be_told(small):
+    data = json.loads(
+        small.succeed("run", "--workspace", "ws", "--backend", "debug_backend", "--json")
+    )
+    assert data["verdicts"]["BF_conv_relu"]["evidence"] == "formula"
+
+
 # --- terminals and pipes -------------------------------------------------------------------------
 
 
@@ -596,9 +639,11 @@ def test_progress_is_plain_lines_where_nobody_looks(small):
     done = small.nn_meter("run", "--workspace", "ws", "--json")
     assert [line.split(" of ")[0] for line in done.err.splitlines()] == [
         "(nn-Meter) generate: 1",
-        "(nn-Meter) generate: 3",
+        "(nn-Meter) generate: 8",
         "(nn-Meter) convert: 1",
-        "(nn-Meter) convert: 3",
+        "(nn-Meter) convert: 8",
+        "(nn-Meter) graph: 1",
+        "(nn-Meter) graph: 8",
         "(nn-Meter) profile: 0",
         "(nn-Meter) profile: 1",
     ]
@@ -627,7 +672,7 @@ def test_progress_is_a_bar_on_a_terminal(small):
     text = shown.decode()
     assert "\x1b[" in text
     assert "━" in text
-    assert "3/3" in text
+    assert "8/8" in text
     assert "(nn-Meter) profile" not in text
     assert list(json.loads(out)["verdicts"]) == ["BF_conv_relu"]
 

@@ -15,6 +15,9 @@ NEEDS = {
     "onnxruntime_cpu": ("onnxruntime",),
     "openvino_cpu": ("openvino",),
     "tflite_cpu": ("ai_edge_litert",),
+    "ncnn_cpu": ("ncnn", "pnnx"),
+    "mnn_cpu": ("MNN",),
+    "iree_cpu": ("iree",),
     "debug_backend": (),
     "onnx": ("onnx",),
     "torch": ("torch", "onnxscript"),
@@ -24,6 +27,9 @@ RUNTIMES = {
     "onnxruntime_cpu": ("onnxruntime", "onnxruntime"),
     "openvino_cpu": ("openvino", "openvino"),
     "tflite_cpu": ("litert", "ai-edge-litert"),
+    "ncnn_cpu": ("ncnn", "ncnn"),
+    "mnn_cpu": ("mnn", "mnn"),
+    "iree_cpu": ("iree", "iree-base-runtime"),
 }
 """What a result calls the runtime, and the distribution that it comes in."""
 
@@ -34,6 +40,9 @@ FLOWS = [
     ("openvino_cpu", "torch"),
     ("openvino_cpu", "tensorflow"),
     ("tflite_cpu", "tensorflow"),
+    ("ncnn_cpu", "onnx"),
+    ("mnn_cpu", "onnx"),
+    ("iree_cpu", "onnx"),
     ("debug_backend", "onnx"),
 ]
 
@@ -92,6 +101,10 @@ def printed(flow: dict[str, Any], step: str) -> dict[str, Any]:
     return data
 
 
+def shows_graphs(flow: dict[str, Any]) -> bool:
+    return flow["backend"] != "debug_backend"
+
+
 def shape(name: str, implement: str) -> list[int]:
     channels_first = SHAPES[name]
     last = implement == "tensorflow" and len(channels_first) == 3
@@ -127,17 +140,21 @@ def test_generate(flow):
 def test_profile(flow):
     data = printed(flow, "profile")
     documented = {"backend", "workspace", "wall_s", "environment", "measured", "kept"}
-    assert set(data) == {*documented, "failed", "results"}
+    assert set(data) == {*documented, "graphs", "failed", "results"}
     assert data["backend"] == flow["backend"]
     assert (data["measured"], data["kept"], data["failed"]) == (len(RULES), 0, {})
     profiled = results(flow["workspace"], "profiled_results.json")
     assert Path(data["results"]).read_text() == json.dumps(profiled, indent=4) + "\n"
     origin = results(flow["workspace"], "origin_testcases.json")
+    # without DETAIL no shapes
+    keys = ["model", "latency", *(["graph"] if shows_graphs(flow) else [])]
+    models = [model for case in profiled.values() for model in case.values()]
+    assert data["graphs"] == (len(models) if shows_graphs(flow) else 0)
     for case, models in profiled.items():
         for name, model in models.items():
             assert milliseconds(model["latency"]) > 0
-            # without DETAIL no shapes
-            assert model == {"model": origin[case][name]["model"], "latency": model["latency"]}
+            assert list(model) == keys
+            assert model["model"] == origin[case][name]["model"]
     assert profiled == results(flow["workspace"], f"{flow['backend']}/profiled_results.json")
     assert not (flow["workspace"] / "fusion_rule_test/results/profile_error.log").exists()
 
@@ -169,6 +186,14 @@ def test_detect(flow):
     assert data["backend"] == flow["backend"]
     verdicts = data["verdicts"]
     assert list(verdicts) == RULES
+    if shows_graphs(flow):
+        for rule, verdict in verdicts.items():
+            assert verdict["evidence"] == "graph"
+            assert verdict["kernels"] or verdict["verdict"] == "free"
+            assert "alone" in verdict.get("when", {}) or rule == "MON"
+        assert verdicts["BF_dwconv_relu"]["verdict"] == "fused"
+        assert verdicts["MON"]["verdict"] in ("case1", "case2", "case3")
+        return
     for rule in RULES[:-1]:
         obey = verdicts[rule]["obey"]
         assert type(obey) is bool
@@ -188,7 +213,13 @@ def test_every_file_tells_the_same(flow):
     files = all_json_files(flow["workspace"])
     where = "fusion_rule_test/results"
     verdicts = printed(flow, "detect")["verdicts"]
-    assert files[f"{where}/detected_results.json"] == verdicts
+    detected = files[f"{where}/detected_results.json"]
+    assert {
+        name: {key: value for key, value in found.items() if key != "others"}
+        for name, found in detected.items()
+    } == verdicts
+    if shows_graphs(flow):  # the guide's inequality is recorded beside it
+        assert all(set(found["others"]) == {"formula"} for found in detected.values())
     for name in ("detected_results", "detected_fusion_rule", "profiled_results"):
         latest = files[f"{where}/{name}.json"]
         assert latest == files[f"{where}/{flow['backend']}/{name}.json"]
@@ -197,8 +228,8 @@ def test_every_file_tells_the_same(flow):
     environments = []
     for name, rule in rules.items():
         environments.append(rule.pop("environment"))
-        assert rule.pop("when") == {}
-        assert rule == verdicts[name]
+        when = rule.pop("when")
+        assert rule | ({"when": when} if when else {}) == detected[name]
     assert all(environment == environments[0] for environment in environments)
 
 
@@ -215,7 +246,8 @@ def test_a_rule_says_where_it_holds(flow):
         runtime, distribution = RUNTIMES[flow["backend"]]
         assert environment["runtime"] == runtime
         assert environment["version"].startswith(metadata.version(distribution))
-        assert (environment["device"], environment["threads"]) == ("CPU", 1)
+        device = "local-sync" if flow["backend"] == "iree_cpu" else "CPU"
+        assert (environment["device"], environment["threads"]) == (device, 1)
         assert environment["dtype"] == "float32"
         assert environment["host"]
 

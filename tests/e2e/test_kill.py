@@ -166,6 +166,15 @@ def test_killed_inside_a_test_case_while_the_runtime_measures(user, start, numbe
     assert list(results(place, "detected_fusion_rule.json")) == [FIRST, SECOND, THIRD]
 
 
+def graphs(place: Path) -> list[tuple[object, ...]]:
+    """The executed graphs that are known, in the order that they came."""
+    store = place / "fusion_rule_test" / "results" / "samples.db"
+    if not store.exists():
+        return []
+    with closing(sqlite3.connect(store)) as db:
+        return db.execute("SELECT hash, data FROM graphs ORDER BY rowid").fetchall()
+
+
 def assert_every_latency_is_of_all_runs(place: Path) -> None:
     found = visits(place)
     for case, models in results(place, "profiled_results.json").items():
@@ -188,6 +197,8 @@ def assert_every_latency_is_of_all_runs(place: Path) -> None:
         ("generate", signal.SIGINT),
         ("convert", signal.SIGKILL),
         ("convert", signal.SIGTERM),
+        ("graph", signal.SIGKILL),
+        ("graph", signal.SIGINT),
         ("profile", signal.SIGKILL),
     ],
     ids=lambda value: getattr(value, "name", value),
@@ -203,19 +214,22 @@ def test_killed_in_a_stage(user, start, stage, number):
     begun, total = run.printed.rpartition(f"{stage}: ")[2].split()[:3:2]
     assert int(begun) < int(total), "the stage was over before the signal came"
     assert_readable(place)
-    before = visits(place)
+    before, graphs_before = visits(place), graphs(place)
 
     user.succeed("run", "--workspace", "ws")
 
-    after = visits(place)
+    after, graphs_after = visits(place), graphs(place)
     assert after[: len(before)] == before
+    assert graphs_after[: len(graphs_before)] == graphs_before
+    assert len(graphs_before) < len(graphs_after) or stage == "profile"
     assert set(map(len, rounds(after).values())) == {ROUNDS}
     assert_readable(place)
     rules = results(place, "detected_fusion_rule.json")
     assert len(rules) > 140
     assert set(rules) == set(rounds(after)) == set(results(place, "origin_testcases.json"))
+    assert {rule["evidence"] for rule in rules.values()} == {"graph"}
     assert {rule["verdict"] for rule in rules.values()} <= {
-        *("fused", "separate", "unmet", "case1", "case2", "case3")
+        *("fused", "separate", "free", "case1", "case2", "case3")
     }
 
 
@@ -237,7 +251,8 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(user):
 
 def test_a_worker_that_dies_costs_its_test_case(user, start):
     """As when a model crashes the runtime: the rest goes on, and the model can be tried again."""
-    place = workspace(user, RUNS, BASIC_TESTCASES=["conv_relu", "dwconv_relu"], OTHER_TESTCASES=[])
+    asked = {"BASIC_TESTCASES": ["conv_relu", "dwconv_relu"], "OTHER_TESTCASES": []}
+    place = workspace(user, RUNS, **asked, EVIDENCE="formula")  # by its graph it would be decided
     run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 3)
     (worker,) = workers(user, but=run.process.pid)

@@ -25,8 +25,8 @@ from nn_meter.builder.backends import BaseBackend, BaseParser, BaseProfiler, con
 from nn_meter.builder.backends.base import Environment, SessionBackend
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.nn_modules.info import info_file
-from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.profiling.measure import identity
+from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.workspace import read_json
 from nn_meter.errors import (
     BackendError,

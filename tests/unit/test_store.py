@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -12,7 +13,14 @@ import numpy as np
 import pytest
 
 from nn_meter.builder.backends.base import Environment
-from nn_meter.builder.profiling.store import Failure, Store
+from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, ModelOp
+from nn_meter.builder.profiling.store import (
+    Failure,
+    Store,
+    StoredGraph,
+    graph_reference,
+    read_graph_reference,
+)
 from nn_meter.errors import ResultFileError
 
 CPU = Environment(runtime="r", version="1", host="h")
@@ -227,6 +235,133 @@ def test_a_newer_version_is_refused(tmp_path):
         Store(path)
 
 
+# As nn-Meter wrote it before it knew of executed graphs.
+VERSION_1 = """
+CREATE TABLE environments (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, backend TEXT NOT NULL, data TEXT NOT NULL,
+    UNIQUE (key, backend));
+CREATE TABLE campaigns (
+    id INTEGER PRIMARY KEY, environment INTEGER NOT NULL REFERENCES environments, started REAL);
+CREATE TABLE loads (
+    id INTEGER PRIMARY KEY, campaign INTEGER NOT NULL REFERENCES campaigns, started REAL NOT NULL);
+CREATE TABLE rounds (
+    id INTEGER PRIMARY KEY, load INTEGER NOT NULL REFERENCES loads, testcase TEXT NOT NULL);
+CREATE TABLE visits (
+    round INTEGER NOT NULL REFERENCES rounds, position INTEGER NOT NULL, model TEXT NOT NULL,
+    hash TEXT NOT NULL, samples BLOB, metrics TEXT, PRIMARY KEY (round, position));
+CREATE TABLE failures (
+    campaign INTEGER NOT NULL REFERENCES campaigns, testcase TEXT NOT NULL, model TEXT NOT NULL,
+    hash TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (campaign, testcase, model, hash));
+CREATE TABLE checks (
+    environment INTEGER NOT NULL REFERENCES environments, hash TEXT NOT NULL, finding TEXT,
+    PRIMARY KEY (environment, hash));
+CREATE TABLE reported (
+    testcase TEXT NOT NULL, model TEXT NOT NULL, latency TEXT NOT NULL,
+    environment INTEGER NOT NULL REFERENCES environments,
+    PRIMARY KEY (testcase, model, latency, environment));
+CREATE INDEX rounds_by_testcase ON rounds (testcase, load);
+CREATE INDEX loads_by_campaign ON loads (campaign);
+PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize("wal", [False, True])
+def test_a_store_of_the_version_before_is_brought_up_to_date_with_all_that_it_holds(tmp_path, wal):
+    path = tmp_path / "samples.db"
+    with closing(sqlite3.connect(path)) as db:
+        if wal:
+            db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(VERSION_1)
+        db.execute(
+            "INSERT INTO environments VALUES (7, ?, 'cpu', ?)",
+            [CPU.key, json.dumps(CPU.to_json())],
+        )
+        db.execute("INSERT INTO campaigns VALUES (5, 7, 0)")
+        db.execute("INSERT INTO loads VALUES (3, 5, 0)")
+        db.execute("INSERT INTO rounds VALUES (2, 3, 'T')")
+        for position, model in enumerate(HASHES):
+            samples = np.array([11, 12], dtype="<i8").tobytes()
+            db.execute(
+                "INSERT INTO visits VALUES (2, ?, ?, ?, ?, NULL)",
+                [position, model, HASHES[model], samples],
+            )
+        db.execute("INSERT INTO failures VALUES (5, 'F', 'a', 'hash-a', 'crashed', 'alas')")
+        db.execute("INSERT INTO checks VALUES (7, 'hash-a', NULL)")
+        db.execute("INSERT INTO reported VALUES ('T', 'a', '1.0 +- 0.0', 7)")
+        db.commit()
+    for _ in range(2):  # and the second time nothing is left to do
+        with Store(path) as store:
+            assert store.environment("cpu", CPU) == 7
+            assert store.campaign(7) == 5
+            assert listed(store.samples(5, "T", HASHES)) == {"a": [[11, 12]], "b": [[11, 12]]}
+            assert store.failures(5, "F", HASHES)["a"].reason == "alas"
+            assert store.checked(7, "hash-a")
+            assert store.provenance("T", "a", "1.0 +- 0.0").key == CPU.key
+            assert store.graph(7, "hash-a") is None or store.graph(7, "hash-a").outputs == "same"
+            store.add_graph(7, "hash-a", GRAPH, "same")
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        fresh = tmp_path / "fresh.db"
+        Store(fresh).close()
+        with closing(sqlite3.connect(fresh)) as other:
+            tables = "SELECT name, sql FROM sqlite_master ORDER BY name"
+            assert db.execute(tables).fetchall() == other.execute(tables).fetchall()
+
+
+# --- executed graphs ------------------------------------------------------------------------------
+
+GRAPH = ExecutedGraph(
+    nodes=(
+        ExecutedNode(
+            name="größe/0", type="Conv[relu]", inputs=("x",), outputs=("y",), sources=("c", "r")
+        ),
+        ExecutedNode(name="", type="Reorder", kind="move"),
+    ),
+    inputs=("x",),
+    ops=(ModelOp(name="c", type="Conv", inputs=("x",), outputs=("t",)),),
+    op_inputs=("x",),
+)
+
+
+def test_graphs_come_back_as_they_were(store, tmp_path):
+    number, other = store.environment("cpu", CPU), store.environment("cpu", CPU_2)
+    bare = ExecutedGraph(nodes=())
+    failure = Failure(kind="refused", reason="no such op")
+    store.add_graph(number, "g", GRAPH, "digest")
+    store.add_graph(number, "b", bare, None)
+    store.add_graph(number, "f", failure, None)
+    store.close()
+    with Store(tmp_path / "results" / "samples.db") as again:
+        assert again.graph(number, "g") == StoredGraph(graph=GRAPH, outputs="digest")
+        assert again.graph(number, "b") == StoredGraph(graph=bare, outputs=None)
+        assert again.graph(number, "f") == StoredGraph(graph=failure, outputs=None)
+        assert again.graph(number, "other") is again.graph(other, "g") is None
+        again.forget_graph_failures(other)
+        assert again.graph(number, "f") is not None
+        again.forget_graph_failures(number)
+        assert again.graph(number, "f") is None
+        assert again.graph(number, "g") is not None
+
+
+def test_a_graph_that_is_read_again_takes_the_place_of_the_first(store):
+    number = store.environment("cpu", CPU)
+    store.add_graph(number, "g", Failure(kind="crashed", reason="alas"), None)
+    store.add_graph(number, "g", GRAPH, "digest")
+    assert store.graph(number, "g") == StoredGraph(graph=GRAPH, outputs="digest")
+
+
+def test_places_of_graphs(store):
+    number = store.environment("cpu", CPU)
+    found = store.place(number)
+    assert (found.backend, found.key) == ("cpu", CPU.key)
+    assert store.place(number + 1) is None
+    digest = "0123456789abcdef" * 4
+    assert read_graph_reference(graph_reference(number, digest)) == (number, digest)
+    for text in ("", "1", f"{number}:{digest}0", f"-1:{digest}", f"1:{digest.upper()}", None, 3):
+        assert read_graph_reference(text) is None
+
+
 def test_a_store_that_is_damaged_inside_is_refused_when_read(tmp_path):
     path = tmp_path / "samples.db"
     with Store(path) as store:
@@ -257,6 +392,10 @@ def test_a_store_that_is_damaged_inside_is_refused_when_read(tmp_path):
         ("visits SET metrics", "[]", lambda s, c: s.metrics(c, "T", HASHES)),
         ("visits SET metrics", b"\xff", lambda s, c: s.metrics(c, "T", HASHES)),
         ("environments SET data", "", lambda s, c: s.provenance("T", "a", "1.0 +- 0.1")),
+        ("graphs SET data", "{", lambda s, c: s.graph(1, "g")),
+        ("graphs SET data", '{"nodes": [1]}', lambda s, c: s.graph(1, "g")),
+        ("graphs SET data", b"\xff", lambda s, c: s.graph(1, "g")),
+        ("environments SET data", "3", lambda s, c: s.place(1)),
         ("environments SET data", "3", lambda s, c: s.provenance("T", "a", "1.0 +- 0.1")),
     ],
 )
@@ -264,6 +403,7 @@ def test_columns_that_hold_something_else_are_refused_by_file(store, column, val
     campaign = new_campaign(store)
     store.add_round(store.load(campaign), "T", visits(1))
     store.add_reported(store.environment("cpu", CPU), "T", {"a": "1.0 +- 0.1"})
+    store.add_graph(1, "g", GRAPH, None)
     read(store, campaign)
     store._db.execute(f"UPDATE {column} = ?", [value])
     with pytest.raises(ResultFileError, match=r"samples\.db: the sample store cannot be used"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,19 +17,26 @@ import click
 import yaml
 
 from nn_meter import registry
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import check_evidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
     detect_fusion_rule,
     generate_testcases,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import INPUT_SHAPE
 from nn_meter.builder.backends.base import ShowsGraph, ShowsGraphs
-from nn_meter.builder.backends.interface import create_workspace, quickest_implement
-from nn_meter.builder.config import BackendSettings, RuletestConfig, validate
+from nn_meter.builder.backends.interface import (
+    create_workspace,
+    platform_of,
+    quickest_implement,
+)
+from nn_meter.builder.config import BackendSettings, RuletestConfig, suggestion, validate
 from nn_meter.builder.profiling.interface import profile_models
 from nn_meter.builder.workspace import Workspace, open_workspace
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
-from nn_meter.errors import ConfigError
+from nn_meter.cli.verdicts import FORMULA
+from nn_meter.errors import ConfigError, NNMeterError, OperatorError
 
 __all__ = ["ask"]
 
@@ -50,9 +60,8 @@ __all__ = ["ask"]
 )
 @click.option(
     "--implement",
-    metavar="NAME",
-    help="How the models are made: onnx, torch or tensorflow. Default: onnx where the backend "
-    "takes it.",
+    type=click.Choice(["onnx", "torch", "tensorflow"]),
+    help="How the models are made. Default: onnx where the backend takes it.",
 )
 @click.option(
     "--workspace",
@@ -85,19 +94,31 @@ def ask(
     given = _settings(settings)
     if shape is not None:
         given[INPUT_SHAPE] = _shape(shape)
-    with tempfile.TemporaryDirectory(prefix="nn-meter-ask-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="nn-meter-ask-") as folder,
+        _without_places_in(folder),
+    ):
         opened = _workspace(Path(folder) / "ws", ops, backend, implement, workspace, given)
         connected = steps.connect(backend, opened)
         shows_graph = isinstance(connected, ShowsGraph | ShowsGraphs)
-        evidence = "graph" if shows_graph else "formula"
+        evidence = given.get("EVIDENCE", "auto")
+        if evidence == "auto":
+            evidence = "graph" if shows_graph else "formula"
         ruletest = opened.ruletest.model_copy(update={"EVIDENCE": evidence})
         opened = replace(opened, ruletest=ruletest)
-        generated = generate_testcases(
-            opened,
-            time_threshold=time_limit,
-            progress=_silent,
-            with_situations=shows_graph and not alone,
-        )
+        check_evidence(evidence, opened.ruletest_file)
+        found = Generated()
+        try:
+            generated = generate_testcases(
+                opened,
+                time_threshold=time_limit,
+                progress=_silent,
+                summary=found,
+                with_situations=evidence == "graph" and not alone,
+            )
+        except OperatorError as exc:
+            (reason,) = found.refused.values() or [str(exc)]
+            raise OperatorError(f"{'+'.join(ops)} cannot be built: {reason}") from exc
         profiled = profile_models(
             connected, generated, time_threshold=time_limit, workspace=opened, progress=_silent
         )
@@ -159,6 +180,8 @@ def _workspace(
     given: Mapping[str, Any],
 ) -> Workspace:
     """A workspace for one question, in a temporary folder."""
+    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
+    _check_chain(ops, operators)
     create_workspace(path, backend=backend, implement=implement or quickest_implement(backend))
     opened = open_workspace(path)
     keys, backend_keys = opened.ruletest.as_dict(), dict(opened.backend_config)
@@ -168,15 +191,41 @@ def _workspace(
     if implement is not None:
         keys["IMPLEMENT"] = implement
     for key, value in given.items():
-        (backend_keys if key in BackendSettings.model_fields else keys)[key] = value
+        if key in RuletestConfig.model_fields or key == INPUT_SHAPE:
+            keys[key] = value
+        elif key in _backend_keys(backend):
+            backend_keys[key] = value
+        else:  # of the user's own: an operator's or a backend's
+            keys[key] = backend_keys[key] = value
+    validate(
+        BackendSettings,
+        {k: v for k, v in given.items() if k not in RuletestConfig.model_fields},
+        "--set",
+    )
     asked = {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "DETAIL": False}
-    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
-    _check_chain(ops, operators)
     ruletest = RuletestConfig.from_dict(
         {**keys, **asked}, source="--set", operators=operators, testcases=[]
     )
-    validate(BackendSettings, {k: v for k, v in backend_keys.items() if k in given}, "--set")
     return replace(opened, ruletest=ruletest, backend_config=backend_keys)
+
+
+def _backend_keys(backend: str) -> Collection[str]:
+    """Keys of ``backend_config.yaml`` that a backend is known to have."""
+    platform = platform_of(backend)
+    if platform is None:
+        return BackendSettings.model_fields
+    module, _, name = platform.settings.partition(":")
+    settings: type[BackendSettings] = getattr(importlib.import_module(module), name)
+    return settings.model_fields
+
+
+@contextmanager
+def _without_places_in(folder: str) -> Iterator[None]:
+    """Leave the files of a temporary folder out of messages: nobody knows of them."""
+    try:
+        yield
+    except NNMeterError as exc:
+        raise type(exc)(re.sub(rf"{re.escape(folder)}\S*: ", "", str(exc))) from exc
 
 
 def _check_chain(ops: Sequence[str], operators: Sequence[str]) -> None:
@@ -184,12 +233,12 @@ def _check_chain(ops: Sequence[str], operators: Sequence[str]) -> None:
         raise ConfigError(
             f"{'+'.join(ops)!r} is no chain; join two or more operators by +, like conv+bn+relu"
         )
-    RuletestConfig.from_dict(
-        {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "LAYERS_1D": []},
-        source=f"the chain {'+'.join(ops)}",
-        operators=operators,
-        testcases=[],
-    )
+    for op in ops:
+        if op not in operators:
+            raise ConfigError(
+                f"there is no operator {op!r}{suggestion(op, operators)}; nn-meter "
+                "--list-operators names all"
+            )
 
 
 def _edges(ops: Sequence[str], verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -215,6 +264,8 @@ def _print(answer: Mapping[str, Any]) -> None:
     if answer.get("kernels") is not None:
         click.echo(f"ran: {', '.join(answer['kernels']) or 'nothing that computes'}")
     click.echo(f"evidence: {answer['evidence'] or 'none'}")
+    if answer["evidence"] == "formula":
+        click.echo(FORMULA)
     if answer.get("reason"):
         click.echo(f"reason: {one_line(str(answer['reason']))}")
     others = {name: told for name, told in answer.get("when", {}).items() if name != "alone"}

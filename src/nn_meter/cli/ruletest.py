@@ -105,10 +105,7 @@ def profile(
             }
         )
         return
-    say(
-        f"{summary.environment}: {len(summary.measured)} test cases measured, "
-        f"{len(summary.kept)} kept from before; {wall_s:.1f} s"
-    )
+    say(f"{summary.environment}: {steps.told(summary)}; {wall_s:.1f} s")
     for model, failure in summary.failed.items():
         click.echo(f"  {model}: {failure.kind}: {one_line(failure.reason)}")
     print_files([results])

@@ -89,7 +89,6 @@ def run(
         click.echo(
             f"{len(summary.failed)} models failed; see {opened.results_dir / 'profile_error.log'}"
         )
-    click.echo(
-        f"{len(summary.measured)} test cases measured, {len(summary.kept)} kept from before; "
-        f"{wall_s:.1f} s, {summary.runtime_s:.1f} s of measured runs in the runtime"
-    )
+    runs = f", {summary.runtime_s:.1f} s of measured runs in the runtime"
+    timed = summary.measured or summary.kept
+    click.echo(f"{steps.told(summary)}; {wall_s:.1f} s{runs if timed else ''}")

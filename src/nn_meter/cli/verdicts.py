@@ -11,12 +11,15 @@ import click
 
 from nn_meter.cli.console import one_line
 
-__all__ = ["print_files", "print_table", "verdicts_json"]
+__all__ = ["FORMULA", "print_files", "print_table", "verdicts_json"]
 
 _STYLES = {"fused": "green", "separate": "cyan"}
 _OPEN = ("undecided", "unsupported", "unmet")
-_KEPT = ("obey", "verdict", "evidence", "reason", "kernels", "eliminated", "free", "edges", "when")
-_FORMULA = (
+_KEPT = (
+    *("obey", "verdict", "evidence", "reason", "kernels", "moves", "eliminated", "free", "edges"),
+    "when",
+)
+FORMULA = (
     "Evidence 'formula' is the guide's inequality on average latencies of whole models. Against "
     "what runtimes really executed it was right in 26 to 68 % of cases: a hint, no proof."
 )
@@ -94,7 +97,7 @@ def print_table(
     for name, reason in refused.items():
         click.echo(f"  {name} left out: {one_line(reason)}")
     if any(verdict["evidence"] == "formula" for verdict in detected.values()):
-        click.echo(_FORMULA)
+        click.echo(FORMULA)
 
 
 def _print_differences(detected: Mapping[str, Mapping[str, Any]]) -> None:

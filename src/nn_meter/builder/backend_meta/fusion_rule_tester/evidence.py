@@ -109,7 +109,11 @@ class Judges:
         first, second = (formula, graph) if _decides_itself(case) else (graph, formula)
         if first is None or second is None:
             return first or second
-        return replace(first, others={second.evidence: second.obey})
+        return replace(
+            first,
+            others={second.evidence: second.obey},
+            latency=first.latency or second.latency,  # for DETAIL
+        )
 
     def _by_formula(
         self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]
