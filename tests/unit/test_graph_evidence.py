@@ -186,7 +186,8 @@ def test_situations_are_recorded_under_when():
     separate = {"0-1": row("A"), "1-2": row("B"), "0-2": row("A", "B")}
     graphs = CaseGraphs(
         models={"conv": row("A"), "relu": row("B"), "block": row("AB")},
-        situations={"alone/conv": separate},
+        # the second one is not whole: somebody took a model away
+        situations={"alone/conv": separate, "context": {"0-2": row("A", "B")}},
     )
     found = Judges("graph", {"BF_conv_relu": graphs}).judge(case, {"conv": {}, "relu": {}})
     assert found.verdict == "fused"

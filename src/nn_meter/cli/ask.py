@@ -263,6 +263,8 @@ def _print(answer: Mapping[str, Any]) -> None:
         click.echo(f"  {first} + {second}: {word}{_note(answer, edge)}")
     if answer.get("kernels") is not None:
         click.echo(f"ran: {', '.join(answer['kernels']) or 'nothing that computes'}")
+    if answer.get("moves"):
+        click.echo(f"moved data: {', '.join(answer['moves'])}")
     click.echo(f"evidence: {answer['evidence'] or 'none'}")
     if answer["evidence"] == "formula":
         click.echo(FORMULA)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,14 @@ def print_table(
     for name, verdict in detected.items():
         word = str(verdict["verdict"])
         models = profiled.get(name, {})
+        style = _STYLES.get(word)
+        told = word + (" (eliminated)" if verdict.get("eliminated") else "")
+        if verdict.get("edges"):
+            told += f": {_groups(verdict['edges'])}"
         ops = [_ms(entry) for model, entry in models.items() if model != "block"]
         table.add_row(
             name,
-            f"[{style}]{word}[/]" if (style := _STYLES.get(word)) else word,
+            f"[{style}]{told}[/]" if style else told,
             str(verdict["evidence"]),
             *([escape(", ".join(verdict.get("kernels") or ()))] if ran else []),
             *([_ms(models.get("block", {})), "  ".join(ops)] if timed else []),
@@ -98,6 +102,16 @@ def print_table(
         click.echo(f"  {name} left out: {one_line(reason)}")
     if any(verdict["evidence"] == "formula" for verdict in detected.values()):
         click.echo(FORMULA)
+
+
+def _groups(edges: Sequence[Mapping[str, Any]]) -> str:
+    """A chain as its groups: ``conv+bn | hswish``."""
+    joints = {"fused": "+", "separate": " | "}
+    return str(edges[0]["ops"][0]) + "".join(
+        f"{joints.get(edge['verdict'], ' ? ' if edge['verdict'] == 'undecided' else ' · ')}"
+        f"{edge['ops'][1]}"
+        for edge in edges
+    )
 
 
 def _print_differences(detected: Mapping[str, Mapping[str, Any]]) -> None:

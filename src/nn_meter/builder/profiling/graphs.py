@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nn_meter.builder import backends
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
@@ -19,7 +21,7 @@ from nn_meter.builder.workspace import Workspace, make_folder
 from nn_meter.errors import GraphUnavailableError, NNMeterError, NotInstalledError
 from nn_meter.progress import Progress
 
-__all__ = ["collect_graphs", "outputs_digest"]
+__all__ = ["collect_graphs", "is_known", "outputs_digest"]
 
 _BATCH = 32
 _FEW = 32
@@ -56,14 +58,16 @@ def collect_graphs(
     missing = {
         digest: model
         for digest, model in models.items()
-        if fresh or store.graph(environment, digest) is None
+        if fresh or not is_known(store, environment, digest)
     }
     done = 0
 
     def keep(found: Mapping[str, Outcome]) -> None:
         nonlocal done
         for digest, outcome in found.items():
-            store.add_graph(environment, digest, outcome, outputs_digest(missing[digest]))
+            store.add_graph(
+                environment, digest, outcome, outputs_digest(missing[digest]), _reader()
+            )
             done += 1
             progress("graph", done, len(missing), missing[digest].path.name)
 
@@ -91,6 +95,21 @@ def collect_graphs(
         carry_out=lambda caller, model: _one(caller, model, time_limit_s),
         done=lambda number, digest, found: keep({digest: found}),
     )
+
+
+def is_known(store: Store, environment: int, digest: str) -> bool:
+    """Whether there is a graph that today's readers read, or a reason why there is none."""
+    stored = store.graph(environment, digest)
+    return stored is not None and (isinstance(stored.graph, Failure) or stored.reader == _reader())
+
+
+@functools.cache
+def _reader() -> str:
+    """The version of the code that reads graphs: what an older one read is read anew."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(backends.__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _batches(models: Sequence[Model]) -> list[Sequence[Model]]:

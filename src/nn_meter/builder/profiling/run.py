@@ -15,7 +15,7 @@ from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling import measure, results
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
-from nn_meter.builder.profiling.graphs import collect_graphs
+from nn_meter.builder.profiling.graphs import collect_graphs, is_known
 from nn_meter.builder.profiling.measure import Model, ModelFailedError, measure_samples
 from nn_meter.builder.profiling.plan import FixedPlan
 from nn_meter.builder.profiling.references import fill_references
@@ -155,7 +155,7 @@ class ProfileRun:
         bare = [
             model
             for digest, model in asked.items()
-            if model.reference is None and self.store.graph(self.environment, digest) is None
+            if model.reference is None and not is_known(self.store, self.environment, digest)
         ]
         found = fill_references(bare, time_limit_s=self.time_limit_s)
         asked |= {m.hash: replace(m, reference=found.get(m.hash)) for m in bare}

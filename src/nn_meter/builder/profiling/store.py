@@ -101,10 +101,12 @@ class StoredGraph:
     Attributes:
         graph: The executed graph, or why it cannot be told.
         outputs: A digest of what the model computes on the reference inputs; None: not known.
+        reader: The version of the code that read it; empty: not known.
     """
 
     graph: ExecutedGraph | Failure
     outputs: str | None
+    reader: str = ""
 
 
 class Store:
@@ -259,7 +261,12 @@ class Store:
         self._insert("INSERT OR REPLACE INTO checks VALUES (?, ?, ?)", environment, digest, finding)
 
     def add_graph(
-        self, environment: int, digest: str, graph: ExecutedGraph | Failure, outputs: str | None
+        self,
+        environment: int,
+        digest: str,
+        graph: ExecutedGraph | Failure,
+        outputs: str | None,
+        reader: str = "",
     ) -> None:
         """Write down what a runtime executes of a model, or why that cannot be told.
 
@@ -268,11 +275,12 @@ class Store:
             digest: The model's identity.
             graph: The executed graph.
             outputs: A digest of what the model computes on the reference inputs, if it is known.
+            reader: The version of the code that read it.
         """
         found: tuple[str | None, str | None, str | None] = (
             (None, graph.kind, graph.reason)
             if isinstance(graph, Failure)
-            else (json.dumps(graph.to_json()), None, None)
+            else (json.dumps({**graph.to_json(), "reader": reader}), None, None)
         )
         data, kind, reason = found
         self._insert(
@@ -402,10 +410,11 @@ class Store:
             return None
         ((data, outputs, kind, reason),) = rows
         if data is None:
-            found: ExecutedGraph | Failure = Failure(kind=str(kind), reason=str(reason))
-        else:
-            found = self._read(_graph, data)
-        return StoredGraph(graph=found, outputs=outputs)
+            return StoredGraph(
+                graph=Failure(kind=str(kind), reason=str(reason)), outputs=outputs, reader=""
+            )
+        graph, reader = self._read(_graph, data)
+        return StoredGraph(graph=graph, outputs=outputs, reader=reader)
 
     def place(self, environment: int) -> Provenance | None:
         """The environment of a number."""
@@ -440,8 +449,9 @@ def read_graph_reference(text: Any) -> tuple[int, str] | None:
     return (int(match[1]), match[2]) if match else None
 
 
-def _graph(text: Any) -> ExecutedGraph:
-    return ExecutedGraph.from_json(_mapping(text))
+def _graph(text: Any) -> tuple[ExecutedGraph, str]:
+    data = _mapping(text)
+    return ExecutedGraph.from_json(data), str(data.get("reader", ""))
 
 
 def _samples(blob: Any) -> Samples:

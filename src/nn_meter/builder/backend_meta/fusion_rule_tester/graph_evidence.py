@@ -84,6 +84,7 @@ class GraphEvidence:
         when = {ALONE: alone} | {
             situation: judge_chain(case.ops, graphs, rule=f"{case.name}, {situation}", alone=parts)
             for situation, graphs in known.situations.items()
+            if set(parts) <= set(graphs) and (BEFORE in graphs) == (BEHIND in graphs)
         }
         return Verdict(**{**vars(alone), "when": when})
 
