@@ -49,6 +49,7 @@ def test_a_pair(asker):
         f"conv+relu on onnxruntime {version}, input 4x8x8",
         "  conv + relu: fused",
         "ran: Conv[activation=Relu]",
+        "moved data: ReorderOutput",
         "evidence: graph",
         "elsewhere:",
         "  context: conv + relu fused (ran: Conv, AveragePool, Conv[activation=Relu], AveragePool)",

@@ -158,6 +158,11 @@ class Workspace:
         return self.ruletest_dir / "models"
 
     @property
+    def settings_file(self) -> Path:
+        """The keys of the configuration that the models were generated with."""
+        return self.models_dir / ".info" / "settings.json"
+
+    @property
     def situations_dir(self) -> Path:
         """Models of blocks inside other models, of which only the executed graph is read."""
         return self.ruletest_dir / "situations"

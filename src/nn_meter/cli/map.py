@@ -106,8 +106,11 @@ def fusion_map(
         )
         make_folder(rules)
         _ask_all(_names(backends), asking)
+    found = read_folder(rules)
+    if not found:
+        raise ResultFileError(f"{rules}: there is no rule file in this folder to make a map of")
     with atomic_write(output) as temporary:
-        temporary.write_text(render(read_folder(rules)), encoding="utf-8")
+        temporary.write_text(render(found), encoding="utf-8")
     say(f"The map is {output}")
 
 

@@ -81,14 +81,18 @@ class ExecutedGraph:
 
     def behind(self, tensors: Iterable[str]) -> tuple[ExecutedNode, ...]:
         """The nodes that depend on any of these tensors, directly or through other nodes."""
-        reached, found = set(tensors), []
-        waiting = list(self.nodes)
-        while ready := [node for node in waiting if reached.intersection(node.inputs)]:
-            found += ready
-            reached.update(tensor for node in ready for tensor in node.outputs)
-            waiting = [node for node in waiting if node not in ready]
-        kept = set(map(id, found))
-        return tuple(node for node in self.nodes if id(node) in kept)
+        readers: dict[str, list[int]] = {}
+        for number, node in enumerate(self.nodes):
+            for tensor in node.inputs:
+                readers.setdefault(tensor, []).append(number)
+        reached: set[int] = set()
+        waiting = list(dict.fromkeys(tensors))
+        while waiting:
+            for number in readers.pop(waiting.pop(), ()):
+                if number not in reached:
+                    reached.add(number)
+                    waiting += self.nodes[number].outputs
+        return tuple(self.nodes[number] for number in sorted(reached))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; ``from_json`` reads them back."""
@@ -115,8 +119,8 @@ def _node(data: Mapping[str, Any]) -> ExecutedNode:
         raise ValueError(f"kind should be one of {', '.join(get_args(Kind))}, not {data['kind']!r}")
     sources = data.get("sources")
     return ExecutedNode(
-        name=str(data["name"]),
-        type=str(data["type"]),
+        name=_text(data["name"]),
+        type=_text(data["type"]),
         inputs=_names(data["inputs"]),
         outputs=_names(data["outputs"]),
         kind=data["kind"],
@@ -126,8 +130,8 @@ def _node(data: Mapping[str, Any]) -> ExecutedNode:
 
 def _op(data: Mapping[str, Any]) -> ModelOp:
     return ModelOp(
-        name=str(data["name"]),
-        type=str(data["type"]),
+        name=_text(data["name"]),
+        type=_text(data["type"]),
         inputs=_names(data["inputs"]),
         outputs=_names(data["outputs"]),
     )
@@ -136,4 +140,9 @@ def _op(data: Mapping[str, Any]) -> ModelOp:
 def _names(names: Iterable[Any]) -> tuple[str, ...]:
     if isinstance(names, str):
         raise TypeError(f"{names!r:.80} should be a list of names")
-    return tuple(str(name) for name in names)
+    return tuple(_text(name) for name in names)
+
+
+def _text(value: Any) -> str:
+    """A runtime's words as text that can be printed and stored."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(value))

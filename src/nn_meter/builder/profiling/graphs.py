@@ -126,7 +126,7 @@ def _one(caller: Caller, model: Model, time_limit_s: float) -> Outcome:
         )
     except NNMeterError as exc:
         return _failure(exc)
-    return ExecutedGraph.from_json(answer)
+    return _read(answer)
 
 
 def _many(
@@ -153,12 +153,19 @@ def _many(
         }
     return {
         model.hash: (
-            _failure(decode_error(answer["error"]))
-            if "error" in answer
-            else ExecutedGraph.from_json(answer["ok"])
+            _failure(decode_error(answer["error"])) if "error" in answer else _read(answer["ok"])
         )
         for model, answer in zip(batch, answers, strict=True)
     }
+
+
+def _read(answer: Any) -> Outcome:
+    """A graph as a backend gave it; one of the user's may give anything."""
+    try:
+        return ExecutedGraph.from_json(answer)
+    except (TypeError, ValueError, LookupError, AttributeError) as exc:
+        reason = f"the backend gave what is no executed graph: {type(exc).__name__}: {exc}"
+        return Failure(kind="failed", reason=reason)
 
 
 def _failure(error: NNMeterError) -> Failure:

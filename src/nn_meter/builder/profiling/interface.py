@@ -26,6 +26,7 @@ __all__ = [
     "check_needs_no_graph",
     "checked_time_limit",
     "convert_models",
+    "model_settings",
     "profile_models",
 ]
 
@@ -68,7 +69,7 @@ def convert_models(
     time_limit_s = checked_time_limit(time_threshold)
     workspace = workspace or builder_config.workspace
     testcases = read_testcases(models)
-    with workspace.lock(), Connection(backend, _settings(workspace)) as connection:
+    with workspace.lock(), Connection(backend, model_settings(workspace)) as connection:
         cases = {
             name: [
                 model
@@ -154,7 +155,7 @@ def profile_models(
     testcases = read_testcases(models)
     evidence = workspace.ruletest.EVIDENCE
     with workspace.lock(), contextlib.ExitStack() as stack:
-        connection = stack.enter_context(Connection(backend, _settings(workspace)))
+        connection = stack.enter_context(Connection(backend, model_settings(workspace)))
         if connection.sessions and set(metrics) != {"latency"}:
             raise BackendError(
                 f"metrics: {connection.name} measures latency, and nothing else; found "
@@ -201,9 +202,25 @@ def check_needs_no_graph(workspace: Workspace, backend: str) -> None:
         )
 
 
-def _settings(workspace: Workspace) -> dict[str, Any]:
-    """What of the configuration belongs to the environment of a result: the models' shapes."""
-    return {"models": workspace.ruletest.model_settings()}
+def model_settings(workspace: Workspace) -> dict[str, Any]:
+    """What of the configuration belongs to the environment of a result: the models' shapes.
+
+    Those that the models were generated with, should the configuration have changed since.
+    """
+    now = workspace.ruletest.model_settings()
+    made = results.read_view(workspace.settings_file, "what models were generated with")
+    if made and made != now:
+        differ = [
+            f"{key} {made.get(key)}, not {now[key]}" for key in now if made.get(key) != now[key]
+        ]
+        log.warning(
+            "%s has changed since the models were generated: they have %s; "
+            "generate them again to ask for what it says now",
+            workspace.ruletest_file,
+            ", ".join(differ),
+        )
+        return {"models": made}
+    return {"models": now}
 
 
 def _check(backend: Any, mode: str, save_name: Any) -> None:

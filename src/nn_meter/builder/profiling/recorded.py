@@ -19,6 +19,7 @@ from nn_meter.builder.backends.recorded import FORMATS, Format, guess_format, re
 from nn_meter.builder.nn_modules.info import hash_model
 from nn_meter.builder.profiling import results
 from nn_meter.builder.profiling.graphs import outputs_digest
+from nn_meter.builder.profiling.interface import model_settings
 from nn_meter.builder.profiling.measure import Model
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases
@@ -165,7 +166,7 @@ def import_graphs(
         runtime=kind.name,
         version=version or _UNKNOWN,
         device=device or _UNKNOWN,
-        options={"recorded": True, "models": workspace.ruletest.model_settings()},
+        options={"recorded": True, **model_settings(workspace)},
     )
     found = Imported(
         backend=f"imported_{kind.name}",

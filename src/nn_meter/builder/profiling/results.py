@@ -155,7 +155,13 @@ def _unusable(workspace: Workspace, models: Mapping[str, dict[str, Any]]) -> str
     for name, entry in models.items():
         if "shapes" not in entry:
             return f"{workspace.situations_file}: its model {name} has no shapes"
-        if not (path := workspace.resolve(entry["model"])).exists():
+        path = workspace.resolve(entry["model"])
+        if path.parent.resolve() not in (
+            workspace.situations_dir.resolve(),
+            workspace.models_dir.resolve(),
+        ):
+            return f"{workspace.situations_file}: {entry['model']} is no model of this workspace"
+        if not path.exists():
             return f"{path}: there is no such model"
     return ""
 

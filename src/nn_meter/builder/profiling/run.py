@@ -103,6 +103,8 @@ class ProfileRun:
     timed: bool
     asked_for_graphs: bool
     folder: Path | None = None
+    earlier: TestCases = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
     viewed_at_s: float = 0.0
 
     def profile(
@@ -162,7 +164,12 @@ class ProfileRun:
         around = results.read_situations(self.workspace)
         for name in cases:
             for situation, case in around.get(name, {}).items():
-                for model in case_models(self.workspace, f"{name}, {situation}", case):
+                try:
+                    models = case_models(self.workspace, f"{name}, {situation}", case)
+                except ResultFileError as exc:
+                    log.warning("%s, %s is left out: %s", name, situation, exc)
+                    continue
+                for model in models:
                     asked.setdefault(model.hash, model)
         try:
             collect_graphs(
@@ -342,14 +349,15 @@ class ProfileRun:
             elif rows := metrics[model]:
                 case[model].update(rows[-1])
                 latencies[model] = str(rows[-1]["latency"])
-        for model, text in latencies.items():
-            if self.timed:
+        if self.timed or self._finished(name, models):  # what was measured before still holds
+            for model, text in latencies.items():
                 case[model]["latency"] = text
         for model, graph in graphs.items():
             if not isinstance(graph, Failure):
                 case[model]["graph"] = graph_reference(self.environment, hashes[model])
                 self.summary.graphs += 1
         self.store.add_reported(self.environment, name, latencies)
+        self.reported.add(name)
 
     def _graphs(self, hashes: Mapping[str, str]) -> dict[str, ExecutedGraph | Failure]:
         """What is known of the executed graphs of a test case's models."""
@@ -364,6 +372,7 @@ class ProfileRun:
         self.folder = results.results_folder(
             self.workspace, self.connection.name, self.connection.environment
         )
+        self.earlier = results.read_view(self.folder / self.save_name, "profiled results")
         write_json(self.folder / "origin_testcases.json", self._origin())
         self.viewed_at_s = time.monotonic()
         try:
@@ -387,7 +396,12 @@ class ProfileRun:
             self.viewed_at_s = time.monotonic()
 
     def _write_views(self) -> None:
-        view = results.profiled_view(self.testcases, detail=self.workspace.ruletest.DETAIL)
+        known = {
+            # what this run did not come to is as an earlier one left it
+            name: case if name in self.reported else self.earlier.get(name, case)
+            for name, case in self.testcases.items()
+        }
+        view = results.profiled_view(known, detail=self.workspace.ruletest.DETAIL)
         results.write_results(self.workspace, self.folder, self.save_name, view)
         results.write_errors(
             self.workspace,

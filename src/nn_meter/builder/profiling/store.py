@@ -409,6 +409,8 @@ class Store:
         if not rows:
             return None
         ((data, outputs, kind, reason),) = rows
+        if data is None and kind is None:
+            return None  # somebody emptied it: nothing is known
         if data is None:
             return StoredGraph(
                 graph=Failure(kind=str(kind), reason=str(reason)), outputs=outputs, reader=""

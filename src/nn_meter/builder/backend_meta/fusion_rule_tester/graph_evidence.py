@@ -33,6 +33,8 @@ __all__ = ["CaseGraphs", "GraphEvidence", "judge_chain"]
 
 log = logging.getLogger(__name__)
 
+_NOTHING = "the runtime tells of no node at all in any of the models"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseGraphs:
@@ -62,7 +64,7 @@ class GraphEvidence:
     def judge(self, case: BaseTestCase, models: Mapping[str, object]) -> Verdict | None:
         """Judge a test case; None: not all of its graphs are known."""
         known = self._graphs.get(case.name)
-        if known is None or not set(models) <= set(known.models):
+        if known is None or not (set(models) | _needed(case)) <= set(known.models):
             return None
         if any(isinstance(stored.graph, Failure) for stored in known.models.values()):
             return None
@@ -91,15 +93,31 @@ class GraphEvidence:
     def _judge_cases(self, case: BaseTestCase, known: CaseGraphs) -> Verdict:
         graphs = {name: _graph(stored) for name, stored in known.models.items()}
         kernels = tuple(node.type for node in graphs["block"].compute())
-        found = case.grouping(graphs)
-        if found is None:
-            return Verdict.none(
-                "undecided",
-                "the executed graph of the block is that of none of the cases, or of several",
-                evidence=self.name,
-                kernels=kernels,
+        reason = "the executed graph of the block is that of none of the cases, or of several"
+        try:
+            found = case.grouping(graphs)
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a class of the user's may raise anything
+            found, reason = None, f"its grouping failed: {type(exc).__name__}: {exc}"
+        if found is not None and (not isinstance(found, str) or found not in case.cases):
+            reason = (
+                f"its grouping answered {found!r:.80}; it should be one of the cases "
+                f"{', '.join(case.cases)}, or None"
             )
+            found = None
+        if not any(graph.nodes for graph in graphs.values()):
+            found, reason = None, _NOTHING
+        if found is None:
+            return Verdict.none("undecided", reason, evidence=self.name, kernels=kernels)
         return Verdict.of(found, self.name, kernels=kernels)
+
+
+def _needed(case: BaseTestCase) -> set[str]:
+    """Names of the models that a test case is judged by."""
+    if isinstance(case, BasicFusion):
+        names, n = aliases(case.ops), len(case.ops)
+        runs = ((first, end) for first in range(n) for end in range(first + 1, n + 1))
+        return {"block"} | {"_".join(names[a:b]) for a, b in runs if b - a < n}
+    return {"block", *(op for ops in case.cases.values() for op in ops)}
 
 
 def judge_chain(
@@ -124,6 +142,8 @@ def judge_chain(
             )
             reason = f"{name}: {failure.kind}: {failure.reason}"
             return Verdict.none(word, reason, evidence="graph")
+    if not any(_graph(stored).nodes for stored in parts.values()):
+        return Verdict.none("undecided", _NOTHING, evidence="graph", kernels=())
     alone = parts if alone is None else alone
     n = len(ops)
     singles = [alone[part_name(k, k + 1)] for k in range(n)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
 from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import CaseGraphs
-from nn_meter.builder.nn_modules.info import hash_model
+from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling.measure import identity
 from nn_meter.builder.profiling.results import TestCases, read_situations
 from nn_meter.builder.profiling.store import (
@@ -19,8 +20,11 @@ from nn_meter.builder.profiling.store import (
     read_graph_reference,
 )
 from nn_meter.builder.workspace import Workspace
+from nn_meter.errors import ResultFileError
 
 __all__ = ["Origins", "read_origins"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,11 @@ def _read(
                 by_hand |= place is None
                 places[_key(place)] = place
             reference = read_graph_reference(entry.get("graph"))
+            if reference is not None and not _is_of(workspace, entry, reference[1]):
+                log.warning(
+                    "%s: %s: its graph is that of another model, and does not count", given, model
+                )
+                reference = None
             stored = store.graph(*reference) if reference is not None else None
             if reference is not None and stored is not None:
                 environments.add(reference[0])
@@ -82,6 +91,18 @@ def _read(
         )
     origin = next(iter(places.values())) if len(places) == 1 else None
     return Origins(origin=origin, graphs=graphs)
+
+
+def _is_of(workspace: Workspace, entry: Mapping[str, Any], digest: str) -> bool:
+    """Whether a graph is that of the entry's model, as far as the model is there to be asked."""
+    try:
+        path = workspace.resolve(entry["model"])
+        content = hash_model(path)
+    except (ResultFileError, KeyError, TypeError, ValueError, OSError):
+        return True  # it has gone, or was never here
+    info = read_info(path)
+    shapes = entry.get("shapes") or (info.shapes if info is not None else None)
+    return shapes is None or identity(content, shapes) == digest
 
 
 def _key(place: Provenance | None) -> tuple[str, str] | None:
