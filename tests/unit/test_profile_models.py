@@ -636,7 +636,7 @@ def test_other_shapes_are_another_environment(generated, fake, workspace):
     for keys, measured in (({"EPS_ALPHA": 0.2}, []), ({"HW": 9}, CASES), ({"HW": 8}, [])):
         workspace(**keys)
         summary = ProfileSummary()
-        profile_models(fake(), origin, summary=summary)
+        profile_models(fake(), generate_testcases(), summary=summary)
         assert summary.measured == measured
 
 
