@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nn_meter.builder.backend_meta.fusion_rule_tester import detect_fusion_rule, find
@@ -16,10 +18,13 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import (
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode
 from nn_meter.builder.backends.interface import connect_backend
 from nn_meter.builder.config import RuletestConfig
+from nn_meter.builder.profiling.graphs import outputs_digest
 from nn_meter.builder.profiling.interface import profile_models
+from nn_meter.builder.profiling.measure import Model
 from nn_meter.builder.profiling.store import Store, StoredGraph
 from nn_meter.builder.workspace import read_json, write_json
 from nn_meter.errors import ResultFileError
+from nn_meter.reference import sample_outputs
 
 CONFIG = {**RuletestConfig().as_dict(), "MODEL_DIR": "/nowhere"}
 
@@ -159,3 +164,16 @@ def test_a_situation_whose_model_is_no_model_is_left_out(profiled, caplog):
     assert "BF_conv_relu" in caplog.text
     found = detect_fusion_rule(again)
     assert list(found["BF_conv_relu"]["when"]) == ["alone"]
+
+
+def test_few_outputs_tell_nothing_of_whether_two_models_compute_the_same():
+    def digest(n: int) -> str | None:
+        outputs = [np.linspace(0.5, 2.0, n, dtype=np.float32)[None]]
+        model = Model(
+            name="m", path=Path("m"), hash="h", shapes=[[n]], reference=sample_outputs(outputs)
+        )
+        return outputs_digest(model)
+
+    assert digest(4) is None  # all positive by chance: a relu would change nothing of them
+    assert digest(64) is not None
+    assert digest(64) == digest(64) != digest(65)
