@@ -447,7 +447,8 @@ def test_many_calls_leave_nothing_behind(backend, tmp_path):
     for _ in range(50):
         assert backend.executed_graph(path, shapes) == first
     memory_after, files_after, threads_after = left()
-    assert memory_after - memory < 4 * 2**20
+    # 50 MB if a tensor stayed each time; what else lives in this process moves it by a few
+    assert memory_after - memory < 25 * 2**20
     assert (files_after, threads_after) == (files, threads)
     session = backend.open(path, shapes)
     assert (session.time(5) > 0).all()
