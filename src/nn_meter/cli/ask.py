@@ -32,7 +32,7 @@ from nn_meter.builder.backends.interface import (
 )
 from nn_meter.builder.config import BackendSettings, RuletestConfig, suggestion, validate
 from nn_meter.builder.profiling.interface import profile_models
-from nn_meter.builder.workspace import Workspace, open_workspace
+from nn_meter.builder.workspace import Workspace, open_workspace, read_json
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
 from nn_meter.cli.verdicts import FORMULA
@@ -123,9 +123,7 @@ def ask(
             connected, generated, time_threshold=time_limit, workspace=opened, progress=_silent
         )
         (verdict,) = detect_fusion_rule(profiled, opened).values()
-        rules = yaml.safe_load(  # JSON is YAML
-            (opened.results_dir / "detected_fusion_rule.json").read_text(encoding="utf-8")
-        )
+        rules = read_json(opened.results_dir / "detected_fusion_rule.json", "fusion rules")
         (rule,) = rules.values()
         (models,) = generated.values()
     answer = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -88,7 +88,7 @@ class GraphEvidence:
             for situation, graphs in known.situations.items()
             if set(parts) <= set(graphs) and (BEFORE in graphs) == (BEHIND in graphs)
         }
-        return Verdict(**{**vars(alone), "when": when})
+        return replace(alone, when=when)
 
     def _judge_cases(self, case: BaseTestCase, known: CaseGraphs) -> Verdict:
         graphs = {name: _graph(stored) for name, stored in known.models.items()}
