@@ -49,10 +49,11 @@ class Saved:
         operators: list[BaseOperator],
         folder: Path,
         operands: Sequence[Operand] | None = None,
+        replicas: int = 1,
     ) -> None:
         self.framework = get_framework(implement)
         self.framework.seed_weights(5)
-        model, self.shapes = self.framework.chain_model(operators, operands)
+        model, self.shapes = self.framework.chain_model(operators, operands, replicas=replicas)
         self.path = folder / f"model{suffix_of(implement)}"
         self.own = self.framework.save_model(model, self.path, self.shapes)
         self.files = [self.path]
@@ -263,6 +264,26 @@ def test_without_outputs_the_same_file_is_written_and_not_run(implement, tmp_pat
         assert len(found) == (2 if outputs else 0)
         hashes.append(hash_model(path))
     assert hashes[0] == hashes[1]
+
+
+def test_replicas_stand_side_by_side_with_inputs_and_weights_of_their_own(implement, tmp_path):
+    operators = chain(implement, "Conv", "Split", "Add")
+    for folder in ("one", "three"):
+        (tmp_path / folder).mkdir()
+    one = Saved(implement, operators, tmp_path / "one")
+    three = Saved(implement, operators, tmp_path / "three", replicas=3)
+
+    assert three.shapes == one.shapes * 3
+    feeds = reference_inputs(three.shapes)
+    outputs = three(*feeds)
+    assert len(outputs) == 3 * len(one(*reference_inputs(one.shapes)))
+    same = three(*feeds[: len(one.shapes)] * 3)
+    for first, second in zip(same[:2], same[2:4], strict=True):
+        assert first.shape == second.shape
+        assert not np.allclose(first, second)  # other weights
+    changed = three(*feeds[: len(one.shapes)], *[2 * feed for feed in feeds[len(one.shapes) :]])
+    for before, after in zip(outputs[:2], changed[:2], strict=True):
+        np.testing.assert_array_equal(before, after)  # a replica knows nothing of the others
 
 
 @pytest.mark.parametrize(

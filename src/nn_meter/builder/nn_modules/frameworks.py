@@ -41,7 +41,11 @@ class Framework(Protocol):
         """Make the weights of the models built from here on reproducible."""
 
     def chain_model(
-        self, operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+        self,
+        operators: Sequence[BaseOperator],
+        operands: Sequence[Operand] | None = None,
+        *,
+        replicas: int = 1,
     ) -> tuple[Any, list[list[int]]]:
         """Build a model in which each operator takes what the one before it gives.
 
@@ -54,6 +58,8 @@ class Framework(Protocol):
             operators: Each made for the shape that reaches it.
             operands: One for each operator: where its second operand comes from, if it takes two.
                 Default: all from graph inputs.
+            replicas: How many times the model holds all this side by side, each with inputs of
+                its own.
 
         Returns:
             The model, and the shapes of its inputs without the batch dimension.

@@ -24,6 +24,7 @@ def join(
     *,
     graph_input: Callable[[Sequence[int]], Tensor],
     apply: Callable[[BaseOperator, Tensor | list[Tensor]], Sequence[Tensor]],
+    replicas: int = 1,
 ) -> list[Tensor]:
     """Join operators as ``frameworks.Framework.chain_model`` says.
 
@@ -32,14 +33,29 @@ def join(
         operands: Where second operands come from; None: from graph inputs, all of them.
         graph_input: Adds a graph input of a shape without the batch dimension.
         apply: Puts an operator on one tensor, or on a list of two; gives its outputs.
+        replicas: How often, each time with graph inputs of its own.
 
     Returns:
-        The model's outputs: what the last operator gives, then all that did not flow on.
+        The model's outputs, one replica's after the other's: what the last operator gives, then
+        all that did not flow on.
 
     Raises:
         OperatorError: An operand cannot be what ``operands`` says; nothing was added then.
     """
     origins = _checked(operators, operands)
+    return [
+        tensor
+        for _ in range(replicas)
+        for tensor in _joined(operators, origins, graph_input, apply)
+    ]
+
+
+def _joined(
+    operators: Sequence[BaseOperator],
+    origins: Sequence[Operand],
+    graph_input: Callable[[Sequence[int]], Tensor],
+    apply: Callable[[BaseOperator, Tensor | list[Tensor]], Sequence[Tensor]],
+) -> list[Tensor]:
     reaching: list[Tensor] = []
     kept: list[Tensor] = []
     flowing = graph_input(input_shapes(operators[0])[0])

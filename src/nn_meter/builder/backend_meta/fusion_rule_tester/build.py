@@ -78,7 +78,9 @@ def chain_model(chain: Chain) -> tuple[Any, list[list[int]]]:
     # that the outputs of both tell whether the second op changes anything
     seed_weights(chain.implement, str(chain.input_shape))
     try:
-        return get_framework(chain.implement).chain_model(operators, operands or None)
+        return get_framework(chain.implement).chain_model(
+            operators, operands or None, replicas=chain.replicas
+        )
     except NNMeterError:
         raise
     except Exception as exc:

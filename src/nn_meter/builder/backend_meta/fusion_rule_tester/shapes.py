@@ -55,6 +55,7 @@ class Chain:
         operands: For each operator where its second operand comes from, if it takes two: None: a
             graph input; a chain: what that gives, on a graph input of its own; a number: the tensor
             that reaches the operator of that position. Empty: graph inputs.
+        replicas: How often the model holds all this, each time with graph inputs of its own.
     """
 
     implement: str
@@ -63,6 +64,7 @@ class Chain:
     config: Mapping[str, Any]
     overrides: tuple[Mapping[str, Any], ...] = ()
     operands: tuple[Operand, ...] = ()
+    replicas: int = 1
 
     def configs(self) -> list[Mapping[str, Any]]:
         """The keys of each operator."""
@@ -91,6 +93,8 @@ class Chain:
                 operand.to_json() if isinstance(operand, Chain) else operand
                 for operand in self.operands
             ]
+        if self.replicas > 1:
+            data["replicas"] = self.replicas
         return data
 
     @classmethod
@@ -106,6 +110,7 @@ class Chain:
                 cls.from_json(operand) if isinstance(operand, Mapping) else operand
                 for operand in data.get("operands", ())
             ),
+            replicas=data.get("replicas", 1),
         )
 
 

@@ -142,7 +142,10 @@ def seed_weights(seed: int) -> None:
 
 
 def chain_model(
-    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+    operators: Sequence[BaseOperator],
+    operands: Sequence[Operand] | None = None,
+    *,
+    replicas: int = 1,
 ) -> tuple[onnx.ModelProto, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
     graph = Graph()
@@ -151,7 +154,7 @@ def chain_model(
         outputs = operator.get_model()(graph, inputs)
         return outputs if isinstance(outputs, list | tuple) else [outputs]
 
-    outputs = join(operators, operands, graph_input=graph.input, apply=apply)
+    outputs = join(operators, operands, graph_input=graph.input, apply=apply, replicas=replicas)
     return graph.model(outputs), graph.shapes
 
 

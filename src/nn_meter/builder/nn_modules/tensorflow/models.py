@@ -65,7 +65,10 @@ def seed_weights(seed: int) -> None:
 
 
 def chain_model(
-    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+    operators: Sequence[BaseOperator],
+    operands: Sequence[Operand] | None = None,
+    *,
+    replicas: int = 1,
 ) -> tuple[Any, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``.
 
@@ -88,7 +91,7 @@ def chain_model(
         outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
         return [dense(output) for output in outputs]
 
-    outputs = join(operators, operands, graph_input=graph_input, apply=apply)
+    outputs = join(operators, operands, graph_input=graph_input, apply=apply, replicas=replicas)
     with _blaming(" + ".join(type(operator).__name__ for operator in operators)):
         model = keras.Model(_single(inputs), _single(outputs), name="model")
     return model, shapes

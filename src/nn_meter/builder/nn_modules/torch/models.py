@@ -45,20 +45,32 @@ class Chain(nn.Module):  # type: ignore[misc]
     Args:
         operators: Each takes what the one before it gives; see ``frameworks.Framework``.
         operands: Where second operands come from.
+        replicas: How many such chains, side by side.
 
     Attributes:
         shapes: Shapes of the inputs without the batch dimension.
         steps: What comes next: an input (None), or what computes with the numbers of the tensors
             that it takes. Each gives the tensor of the next number, from 0.
+        ends: The last step of each replica.
     """
 
     def __init__(
-        self, operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+        self,
+        operators: Sequence[BaseOperator],
+        operands: Sequence[Operand] | None = None,
+        *,
+        replicas: int = 1,
     ) -> None:
         super().__init__()
         self.shapes: list[list[int]] = []
         self.steps: list[tuple[Callable[..., Any], int | list[int]] | None] = []
-        join(operators, operands, graph_input=self._add_input, apply=self._add_step)
+        self.ends = join(
+            operators,
+            operands,
+            graph_input=self._add_input,
+            apply=self._add_step,
+            replicas=replicas,
+        )
 
     def _add_input(self, shape: Sequence[int]) -> int:
         self.shapes.append(list(shape))
@@ -77,6 +89,7 @@ class Chain(nn.Module):  # type: ignore[misc]
         waiting = iter(inputs)
         tensors: list[Any] = []
         kept: list[Any] = []
+        given: list[Any] = []
         for entry in self.steps:
             if entry is None:
                 tensors.append(next(waiting))
@@ -90,7 +103,10 @@ class Chain(nn.Module):  # type: ignore[misc]
             first, *rest = outputs if isinstance(outputs, list | tuple) else [outputs]
             tensors.append(first)
             kept += rest
-        return (tensors[-1], *kept) if kept else tensors[-1]
+            if len(tensors) - 1 in self.ends:
+                given += [first, *kept]
+                kept = []
+        return tuple(given) if len(given) > 1 else given[0]
 
 
 def seed_weights(seed: int) -> None:
@@ -99,10 +115,13 @@ def seed_weights(seed: int) -> None:
 
 
 def chain_model(
-    operators: Sequence[BaseOperator], operands: Sequence[Operand] | None = None
+    operators: Sequence[BaseOperator],
+    operands: Sequence[Operand] | None = None,
+    *,
+    replicas: int = 1,
 ) -> tuple[nn.Module, list[list[int]]]:
     """Build a chain of operators; see ``frameworks.Framework.chain_model``."""
-    chain = Chain(operators, operands)
+    chain = Chain(operators, operands, replicas=replicas)
     return chain, chain.shapes
 
 
