@@ -1,12 +1,10 @@
-"""Ncnn: what pnnx makes of models, one by one and many at once, and what its layers are read as."""
+"""Ncnn: what pnnx makes of models one by one, and what its layers are read as."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from onnx import TensorProto, helper
 
 from nn_meter.builder.backends.base import ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.executed import ExecutedGraph
-from nn_meter.builder.backends.ncnn import convert, merge
+from nn_meter.builder.backends.ncnn import convert
 from nn_meter.builder.backends.ncnn.backend import NcnnCPUBackend
 from nn_meter.builder.backends.ncnn.graph import executed, param_text, read_layers
 from nn_meter.builder.nn_modules.onnx import operators
@@ -27,7 +25,6 @@ from nn_meter.errors import (
     ModelRejectedError,
     NNMeterError,
     NotInstalledError,
-    OperatorError,
 )
 
 CONFIG = {
@@ -44,19 +41,25 @@ Shapes = list[list[int]]
 
 @pytest.fixture
 def backend() -> NcnnCPUBackend:
+    return installed()
+
+
+def installed() -> NcnnCPUBackend:
     for module in ("ncnn", "pnnx"):
         if find_spec(module) is None:
             pytest.skip(f"needs {module}, which is not installed")
     return NcnnCPUBackend()
 
 
-def chain(path: Path, names: Sequence[str], shape: Sequence[int] = SHAPE) -> Shapes:
+def chain(
+    path: Path, names: Sequence[str], shape: Sequence[int] = SHAPE, replicas: int = 1
+) -> Shapes:
     """Write a chain of operators, and give the shapes of its inputs."""
     made = []
     for name in names:
         made.append(getattr(operators, name)(list(shape), CONFIG))
         shape = made[-1].get_output_shape()
-    model, shapes = chain_model(made)
+    model, shapes = chain_model(made, replicas=replicas)
     save_model(model, path, shapes)
     return shapes
 
@@ -371,92 +374,3 @@ def test_what_is_not_installed_is_named(backend, monkeypatch):
     for call in (backend.test_connection, backend.describe):
         with pytest.raises(NotInstalledError, match="pip install --no-deps pnnx"):
             call()
-
-
-# --- many at once --------------------------------------------------------------------------------
-
-
-def pairs(folder: Path) -> list[tuple[Path, Shapes]]:
-    """Models of two operators, each operator among the first and the second ones."""
-    models = []
-    names = sorted(operators.__all__)
-    for step, (index, name) in product((3, 11), enumerate(names)):
-        chosen = [name, names[(index + step) % len(names)]]
-        path = folder / f"{'_'.join(chosen)}.onnx"
-        for shape in ([*SHAPE[:1], 8, 6], [24]):
-            try:
-                models.append((path, chain(path, chosen, shape)))
-                break
-            except OperatorError:
-                pass  # no such pair
-    return models[:40]
-
-
-def test_together_models_become_what_they_become_alone(backend, tmp_path, monkeypatch):
-    models = pairs(tmp_path)
-    assert len(models) == 40
-    runs = count_runs(monkeypatch)
-    together = backend.executed_graphs([(str(path), s) for path, s in models], str(tmp_path))
-    assert len(runs) < 5
-    with ThreadPoolExecutor(2) as pool:
-        single = list(pool.map(lambda model: alone(backend, *model, tmp_path), models))
-    for (path, _), found, wanted in zip(models, together, single, strict=True):
-        if isinstance(wanted, NNMeterError):
-            assert (type(found), str(found)) == (type(wanted), str(wanted)), path.stem
-        else:
-            assert wiring(found) == wiring(wanted), path.stem
-
-
-def count_runs(monkeypatch) -> list[int]:
-    """Count the runs of pnnx by the number of models in them."""
-    runs: list[int] = []
-    run = merge._run
-
-    def counted(batch, root):
-        runs.append(len(batch))
-        return run(batch, root)
-
-    monkeypatch.setattr(merge, "_run", counted)
-    return runs
-
-
-def test_a_model_that_fails_costs_only_itself(backend, tmp_path):
-    names = ["good.onnx", "crash.onnx", "broken.onnx", "other.h5", "gone.onnx", "more.onnx"]
-    good = chain(tmp_path / names[0], ["Conv", "Relu"])
-    crash = unknown_operator(tmp_path / names[1])
-    (tmp_path / names[2]).write_bytes(b"no model at all")
-    (tmp_path / names[3]).write_bytes(b"x")
-    more = chain(tmp_path / names[5], ["Add", "Relu"])
-    shapes = [good, crash, good, good, good, more]
-    saves = tmp_path / "saves"
-    saves.mkdir()
-    found = backend.executed_graphs(
-        [(str(tmp_path / name), s) for name, s in zip(names, shapes, strict=True)], str(saves)
-    )
-    assert types(found[0]) == ["Convolution[relu]"]
-    assert types(found[5]) == ["BinaryOp[add]", "ReLU"]
-    for name, error in zip(names[1:5], found[1:5], strict=True):
-        assert isinstance(error, ConversionError)
-        assert name in str(error)
-    assert not list(saves.iterdir())
-
-
-def test_models_with_equal_constants_are_told_apart(backend, tmp_path, monkeypatch):
-    """Pnnx makes one constant of two that are equal: then the models hang together."""
-
-    def build(graph: Graph, x: str) -> str:
-        vector = graph.constant(np.arange(SHAPE[0], dtype=np.float32).reshape(-1, 1, 1))
-        return str(graph.op("Add", [graph.op("Tanh", [x]), vector]))
-
-    models = []
-    for number in range(2):
-        path = tmp_path / f"{number}.onnx"
-        models.append((str(path), written(path, build)))
-    path = tmp_path / "other.onnx"
-    models.append((str(path), chain(path, ["Relu"])))
-    runs = count_runs(monkeypatch)
-    first, second, other = backend.executed_graphs(models, str(tmp_path))
-    wanted = wiring(alone(backend, Path(models[0][0]), models[0][1], tmp_path))
-    assert wiring(first) == wiring(second) == wanted
-    assert types(other) == ["ReLU"]
-    assert runs == [3, 1, 1]

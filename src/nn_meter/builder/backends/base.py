@@ -31,6 +31,7 @@ __all__ = [
     "BaseParser",
     "BaseProfiler",
     "ComesLater",
+    "ConvertsMany",
     "Describes",
     "Environment",
     "OpensSessions",
@@ -200,6 +201,25 @@ class ShowsGraphs(Protocol):
 
         Returns:
             For each model its graph, or the error that ``executed_graph`` would raise.
+        """
+
+
+@runtime_checkable
+class ConvertsMany(Protocol):
+    """A backend that converts many models at once, which costs it less."""
+
+    def convert_models(
+        self, models: Sequence[tuple[str, Shapes]], save_paths: Sequence[str]
+    ) -> list[str | NNMeterError]:
+        """Make of each model what ``convert_model`` makes of it.
+
+        Args:
+            models: Paths of the source models, each with the shapes of its inputs.
+            save_paths: For each an existing folder of its own.
+
+        Returns:
+            For each model the path of what was made, or the error that ``convert_model`` would
+            raise.
         """
 
 

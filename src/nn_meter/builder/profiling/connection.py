@@ -80,6 +80,7 @@ class Connection:
         self.sessions: bool = facts["sessions"]
         self.shows_graph: bool = facts["graph"] or facts["graphs"]
         self.shows_graphs: bool = facts["graphs"]
+        self.converts_many: bool = facts["converts_many"]
         self.own_file_method: bool = facts["own_file_method"]
 
     def __enter__(self) -> Self:

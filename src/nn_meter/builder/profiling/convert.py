@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any
 
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
 from nn_meter.builder.profiling.pool import spread
+from nn_meter.builder.profiling.process import decode_error
 from nn_meter.builder.profiling.store import Failure
 from nn_meter.builder.workspace import Workspace, make_folder, write_json
 from nn_meter.errors import NNMeterError, WorkspaceError
@@ -17,8 +20,13 @@ from nn_meter.progress import Progress
 
 __all__ = ["convert_all"]
 
+log = logging.getLogger(__name__)
+
 _DONE = "converted.json"
 _FEW = 16
+_BATCH = 50
+_BATCH_BYTES = 100_000_000  # a batch is held in memory
+_FEW_BATCHES = 1
 
 
 def convert_all(
@@ -48,22 +56,36 @@ def convert_all(
     found: dict[str, Model | Failure] = {}
     missing: list[Model] = []
     for digest, model in models.items():
-        known = _known(root / digest[:20], model)
+        known = _known(_folder(root, model), model)
         if known is None:
             missing.append(model)
         else:
             found[digest] = replace(model, converted=known)
-    outcomes = spread(
-        {model.hash: model for model in missing},
-        **connection.workers(len(missing), few=_FEW),
-        carry_out=lambda caller, model: _convert(
-            caller, root / model.hash[:20], model, time_limit_s
-        ),
-        done=lambda number, digest, _: progress(
-            "convert", number, len(missing), models[digest].path.name
-        ),
+    done = 0
+
+    def keep(outcomes: Mapping[str, Model | Failure]) -> None:
+        nonlocal done
+        for digest, outcome in outcomes.items():
+            found[digest] = outcome
+            done += 1
+            progress("convert", done, len(missing), models[digest].path.name)
+
+    if connection.converts_many:
+        batches = dict(enumerate(_batches(missing)))
+        spread(
+            batches,
+            **connection.workers(len(batches), few=_FEW_BATCHES),
+            carry_out=lambda caller, batch: _convert_many(caller, root, batch, time_limit_s),
+            done=lambda number, name, outcomes: keep(outcomes),
+        )
+    rest = {model.hash: model for model in missing if model.hash not in found}
+    spread(
+        rest,
+        **connection.workers(len(rest), few=_FEW),
+        carry_out=lambda caller, model: _convert(caller, root, model, time_limit_s),
+        done=lambda number, digest, outcome: keep({digest: outcome}),
     )
-    return {**found, **outcomes}
+    return found
 
 
 def _known(folder: Path, model: Model) -> str | None:
@@ -80,24 +102,73 @@ def _known(folder: Path, model: Model) -> str | None:
     return str(folder / inside)
 
 
-def _convert(caller: Caller, folder: Path, model: Model, time_limit_s: float) -> Model | Failure:
+def _batches(models: Sequence[Model]) -> Iterator[list[Model]]:
+    batch: list[Model] = []
+    total = 0
+    for model in models:
+        size = model.path.stat().st_size if model.path.is_file() else 0
+        if batch and (len(batch) == _BATCH or total + size > _BATCH_BYTES):
+            yield batch
+            batch, total = [], 0
+        batch.append(model)
+        total += size
+    if batch:
+        yield batch
+
+
+def _convert_many(
+    caller: Caller, root: Path, batch: Sequence[Model], time_limit_s: float
+) -> dict[str, Model | Failure]:
+    """Convert models at once; gives nothing where that crashes or takes too long."""
+    folders = [_folder(root, model) for model in batch]
+    for folder in folders:
+        make_folder(folder)
+    try:
+        answers: list[dict[str, Any]] = caller.call(
+            "convert_many",
+            time_limit_s,  # as one model may take: a batch that hangs is done again one by one
+            models=[(str(model.path), [list(shape) for shape in model.shapes]) for model in batch],
+            save_paths=[str(folder) for folder in folders],
+        )
+    except NNMeterError as exc:
+        log.debug("%d models cannot be converted at once: %s", len(batch), exc)
+        return {}  # each by itself says why
+    return {
+        model.hash: (
+            failure_of(decode_error(answer["error"]))
+            if "error" in answer
+            else _marked(folder, model, Path(answer["ok"]))
+        )
+        for model, folder, answer in zip(batch, folders, answers, strict=True)
+    }
+
+
+def _convert(caller: Caller, root: Path, model: Model, time_limit_s: float) -> Model | Failure:
+    folder = _folder(root, model)
     try:
         make_folder(folder)
-        converted = Path(
-            caller.call(
-                "convert",
-                time_limit_s,
-                model=str(model.path),
-                save_path=str(folder),
-                shapes=[list(shape) for shape in model.shapes],
-            )
+        converted = caller.call(
+            "convert",
+            time_limit_s,
+            model=str(model.path),
+            save_path=str(folder),
+            shapes=[list(shape) for shape in model.shapes],
         )
-        inside = converted.is_relative_to(folder)
-        if inside or converted == model.path:
-            kept = converted.relative_to(folder).as_posix() if inside else None
-            write_json(folder / _DONE, {"converted": kept})
-        return replace(model, converted=str(converted))
+        return _marked(folder, model, Path(converted))
     except WorkspaceError:
         raise  # a full disk says nothing about the model
     except NNMeterError as exc:
         return failure_of(exc)
+
+
+def _marked(folder: Path, model: Model, converted: Path) -> Model:
+    """Note what was made of a model, for later runs."""
+    inside = converted.is_relative_to(folder)
+    if inside or converted == model.path:
+        kept = converted.relative_to(folder).as_posix() if inside else None
+        write_json(folder / _DONE, {"converted": kept})
+    return replace(model, converted=str(converted))
+
+
+def _folder(root: Path, model: Model) -> Path:
+    return root / model.hash[:20]

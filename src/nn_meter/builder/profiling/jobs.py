@@ -12,6 +12,7 @@ from typing import Any
 
 from nn_meter.builder.backends.base import (
     BaseBackend,
+    ConvertsMany,
     Describes,
     Environment,
     OpensSessions,
@@ -50,6 +51,15 @@ def opens_sessions(backend: BaseBackend) -> bool:
     )
 
 
+def _converts_many(backend: BaseBackend) -> bool:
+    """Whether ``convert_models`` speaks for the backend: no ``convert_model`` stands above it."""
+    if not isinstance(backend, ConvertsMany):
+        return False
+    classes = type(backend).__mro__
+    many = next((cls for cls in classes if "convert_models" in vars(cls)), type(backend))
+    return issubclass(many, next(cls for cls in classes if "convert_model" in vars(cls)))
+
+
 def _own_file_method(backend: BaseBackend) -> bool:
     return type(backend).profile_model_file is not BaseBackend.profile_model_file
 
@@ -85,6 +95,7 @@ class BackendJobs:
             "sessions": opens_sessions(backend),
             "graph": isinstance(backend, ShowsGraph),
             "graphs": isinstance(backend, ShowsGraphs),
+            "converts_many": _converts_many(backend),
             "own_file_method": _own_file_method(backend),
         }
 
@@ -95,10 +106,40 @@ class BackendJobs:
     def convert(self, model: str, save_path: str, shapes: Shapes) -> str:
         """Convert a model file into an existing folder; returns the path of what was made."""
         converted = self.backend.convert_model(model, save_path, [list(s) for s in shapes])
+        return self._existing(converted, "convert_model")
+
+    def convert_many(
+        self, models: Sequence[tuple[str, Shapes]], save_paths: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Convert many model files, each into an existing folder of its own.
+
+        Returns:
+            For each ``{"ok": path}`` or ``{"error": {"type", "message"}}``, as plain values.
+        """
+        backend = self.backend
+        assert isinstance(backend, ConvertsMany)
+        asked = [(path, [list(shape) for shape in shapes]) for path, shapes in models]
+        found = backend.convert_models(asked, save_paths)
+        if len(found) != len(asked):
+            raise BackendError(
+                f"{type(backend).__name__}.convert_models was asked for {len(asked)} models and "
+                f"gave {len(found)}"
+            )
+        return [self._answer(converted) for converted in found]
+
+    def _answer(self, converted: Any) -> dict[str, Any]:
+        try:
+            if isinstance(converted, NNMeterError):
+                raise converted
+            return {"ok": self._existing(converted, "convert_models")}
+        except NNMeterError as exc:
+            return {"error": encode_error(exc)}
+
+    def _existing(self, converted: Any, method: str) -> str:
         if not isinstance(converted, str | Path) or not Path(converted).exists():
             raise BackendError(
-                f"{type(self.backend).__name__}.convert_model should return the path of the "
-                f"converted model, but returned {converted!r}"
+                f"{type(self.backend).__name__}.{method} should return the path of the converted "
+                f"model, but returned {converted!r}"
             )
         return str(converted)
 

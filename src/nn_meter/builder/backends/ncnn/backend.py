@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -28,12 +29,15 @@ from nn_meter.builder.backends.ncnn.convert import (
     Ports,
     bin_of,
     convert,
+    param_of,
     pnnx_program,
     pnnx_version,
     read_ports,
+    write_converted,
 )
 from nn_meter.builder.backends.ncnn.graph import Layer, executed, param_text, read_layers
-from nn_meter.builder.backends.ncnn.merge import Part, convert_many
+from nn_meter.builder.backends.ncnn.merge import Part, Shares, convert_many
+from nn_meter.builder.backends.ncnn.weights import layer_weights
 from nn_meter.errors import (
     ConversionError,
     GraphUnavailableError,
@@ -55,6 +59,8 @@ _OFF = (
     "use_vulkan_compute",
 )
 
+_STANDARD_ERROR = Lock()  # models are converted in threads
+
 
 def _ncnn() -> ModuleType:
     try:
@@ -74,7 +80,7 @@ def _native_words() -> Iterator[list[str]]:
     """Catch what ncnn prints: it answers with a number, and says on standard error why."""
     words: list[str] = []
     sys.stderr.flush()
-    with TemporaryFile() as file:
+    with _STANDARD_ERROR, TemporaryFile() as file:
         kept = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:
@@ -167,6 +173,23 @@ class NcnnCPUBackend(SessionBackend):
         param = convert(Path(model_path), Path(save_path), input_shape or (), known=_has_layer)
         return str(param)
 
+    def convert_models(
+        self, models: Sequence[tuple[str, Shapes]], save_paths: Sequence[str]
+    ) -> list[str | NNMeterError]:
+        """Convert models by few runs of pnnx; see ``merge``."""
+        if not models:
+            return []
+        return [
+            part if isinstance(part, NNMeterError) else _written(part, Path(path), Path(save_path))
+            for part, (path, _), save_path in zip(
+                self._parts(models, save_paths[0], self._shares), models, save_paths, strict=True
+            )
+        ]
+
+    def _shares(self, layers: Sequence[Layer], weights: bytes) -> list[bytes] | None:
+        with _native_words():
+            return layer_weights(layers, weights, net=self._net(), ncnn=_ncnn())
+
     def describe(self) -> Environment:
         return Environment(
             runtime="ncnn",
@@ -226,6 +249,11 @@ class NcnnCPUBackend(SessionBackend):
         ncnn reads the layers of each model, but no weights: a model that it refuses for these is
         not noticed here.
         """
+        return [self._graph_of(part) for part in self._parts(models, save_path)]
+
+    def _parts(
+        self, models: Sequence[tuple[str, Shapes]], save_path: str, shares: Shares | None = None
+    ) -> list[Part | ConversionError]:
         pnnx_program()
         _ncnn()
         wrong = {path for path, _ in models if model_format(path) != "onnx"}
@@ -234,12 +262,10 @@ class NcnnCPUBackend(SessionBackend):
                 [(Path(path), shapes) for path, shapes in models if path not in wrong],
                 Path(save_path),
                 known=_has_layer,
+                shares=shares,
             )
         )
-        return [
-            self.refuse(path) if path in wrong else self._graph_of(next(parts))
-            for path, _ in models
-        ]
+        return [self.refuse(path) if path in wrong else next(parts) for path, _ in models]
 
     def _graph_of(self, part: Part | ConversionError) -> ExecutedGraph | NNMeterError:
         if isinstance(part, ConversionError):
@@ -259,6 +285,13 @@ class NcnnCPUBackend(SessionBackend):
         _ncnn()
         pnnx_version()
         return super().test_connection()
+
+
+def _written(part: Part, model: Path, save_path: Path) -> str:
+    assert part.ports is not None
+    param = param_of(model, save_path)
+    write_converted(param, part.layers, part.weights, part.ports)
+    return str(param)
 
 
 def _shown(net: Any, layers: Sequence[Layer], inputs: Sequence[str]) -> ExecutedGraph:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -20,19 +19,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nn_meter.builder.backends.base import Shapes
-from nn_meter.builder.backends.ncnn.graph import Layer, read_layers
+from nn_meter.builder.backends.ncnn.graph import Layer, param_text, read_layers
 from nn_meter.errors import BackendError, ConversionError, NotInstalledError
 
 __all__ = [
+    "Made",
     "Port",
     "Ports",
     "bin_of",
     "convert",
+    "param_of",
     "pnnx_program",
     "pnnx_version",
+    "ports_of",
     "read_ports",
     "require_converted",
     "run_pnnx",
+    "write_converted",
 ]
 
 _MODEL = "model"
@@ -40,7 +43,14 @@ _PARAM = f"{_MODEL}.ncnn.param"
 _BIN = f"{_MODEL}.ncnn.bin"
 _SCRIPT = f"{_MODEL}_ncnn.py"
 _SHAPES = f"{_MODEL}.pnnx.param"
+_PORTS = "ports.json"
 
+# Shapes stand in the graph that pnnx makes before it goes to ncnn; which axis it dropped stands in
+# the script that it writes to show how the model is run.
+_INPUT = re.compile(r"^pnnx\.Input +(\S+).* (\S+) *$", re.MULTILINE)
+_OUTPUT = re.compile(r"^pnnx\.Output +(\S+).* (\S+) *$", re.MULTILINE)
+_SHAPE = re.compile(r"=\(([0-9,]*)\)")
+_AXIS = re.compile(r"(\w+)\.numpy\((?:\), )?batch_index=(\d+)")
 _NO_AXIS = 233  # how pnnx writes that it dropped no batch axis
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _MOST_WORDS = 400
@@ -68,6 +78,27 @@ class Ports:
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What pnnx made of a file.
+
+    Attributes:
+        layers: Of its ``.param`` file.
+        weights: Its ``.bin`` file.
+        words: What pnnx printed.
+        inputs, outputs: By name, what the graph that it makes before it goes to ncnn tells of the
+            shape.
+        axes: By name of an input or output, the axis that it dropped, as it writes it.
+    """
+
+    layers: tuple[Layer, ...]
+    weights: bytes
+    words: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    axes: Mapping[str, int]
 
 
 # --- the program ---------------------------------------------------------------------------------
@@ -106,7 +137,7 @@ def pnnx_version() -> str:
         ) from exc
 
 
-def run_pnnx(model: Path, shapes: Shapes, folder: Path, *, label: str) -> str:
+def run_pnnx(model: Path, shapes: Shapes, folder: Path, *, label: str) -> Made:
     """Convert ``folder / "model.onnx"``, which must be there or be ``model``.
 
     Args:
@@ -115,15 +146,16 @@ def run_pnnx(model: Path, shapes: Shapes, folder: Path, *, label: str) -> str:
         folder: An empty folder of one's own. What pnnx makes stays there.
         label: The model's name in messages.
 
-    Returns:
-        What pnnx printed.
-
     Raises:
-        ConversionError: It failed; its last words are kept.
+        ConversionError: It failed, and its last words are kept; or what it wrote cannot be read.
     """
     source = folder / f"{_MODEL}.onnx"
     if model != source:
-        shutil.copyfile(model, source)
+        try:
+            content = model.read_bytes()
+        except OSError as exc:
+            raise ConversionError(f"{label}: it cannot be read: {exc}") from exc
+        source.write_bytes(content)
     # fp16=0: weights stay as they are; rounded ones show in the outputs.
     command = [str(pnnx_program()), source.name, "fp16=0"]
     if shapes:
@@ -151,7 +183,21 @@ def run_pnnx(model: Path, shapes: Shapes, folder: Path, *, label: str) -> str:
         raise ConversionError(
             f"{label}: pnnx cannot convert it: {_one_line(last) or 'no word of it'} ({ended})"
         )
-    return words
+    try:
+        param, graph, script = (
+            (folder / name).read_text(encoding="utf-8") for name in (_PARAM, _SHAPES, _SCRIPT)
+        )
+        layers, weights = read_layers(param), (folder / _BIN).read_bytes()
+    except (OSError, UnicodeError, ValueError) as exc:
+        raise ConversionError(f"{label}: what pnnx wrote cannot be read: {exc}") from exc
+    return Made(
+        layers=tuple(layers),
+        weights=weights,
+        words=words,
+        inputs=dict(_INPUT.findall(graph)),
+        outputs=dict(_OUTPUT.findall(graph)),
+        axes={name: int(axis) for name, axis in _AXIS.findall(script)},
+    )
 
 
 def _ending(code: int) -> str:
@@ -218,26 +264,30 @@ def convert(model: Path, save_path: Path, shapes: Shapes, *, known: Callable[[st
     Raises:
         ConversionError: Pnnx cannot convert it.
     """
-    target = save_path / f"{model.stem}.ncnn.param"
-    with TemporaryDirectory(dir=save_path, prefix=".pnnx-") as name:
-        folder = Path(name)
-        words = run_pnnx(model, shapes, folder, label=model.name)
-        layers = _layers(folder, label=model.name)
-        require_converted(layers, words, known=known, label=model.name)
-        ports = _ports(folder, shapes, label=model.name)
-        table = folder / "ports.json"
-        table.write_text(json.dumps(asdict(ports)), encoding="utf-8")
-        (folder / _BIN).replace(bin_of(target))
-        table.replace(_ports_of(target))
-        (folder / _PARAM).replace(target)
+    with TemporaryDirectory(dir=save_path, prefix=".pnnx-") as folder:
+        made = run_pnnx(model, shapes, Path(folder), label=model.name)
+    require_converted(made.layers, made.words, known=known, label=model.name)
+    ports = ports_of(made, shapes, label=model.name)
+    target = param_of(model, save_path)
+    write_converted(target, made.layers, made.weights, ports)
     return target
 
 
-def _layers(folder: Path, *, label: str) -> list[Layer]:
-    try:
-        return read_layers((folder / _PARAM).read_text(encoding="utf-8"))
-    except (UnicodeError, ValueError) as exc:
-        raise ConversionError(f"{label}: what pnnx wrote cannot be read: {exc}") from exc
+def write_converted(param: Path, layers: Sequence[Layer], weights: bytes, ports: Ports) -> None:
+    """Write the files of a model; the ``.param`` file comes last, so with it all are there."""
+    with TemporaryDirectory(dir=param.parent, prefix=".pnnx-") as name:
+        folder = Path(name)
+        (folder / _PARAM).write_text(param_text(layers), encoding="utf-8")
+        (folder / _BIN).write_bytes(weights)
+        (folder / _PORTS).write_text(json.dumps(asdict(ports)), encoding="utf-8")
+        (folder / _BIN).replace(bin_of(param))
+        (folder / _PORTS).replace(_table_of(param))
+        (folder / _PARAM).replace(param)
+
+
+def param_of(model: Path, save_path: Path) -> Path:
+    """The ``.param`` file that is made of a model."""
+    return save_path / f"{model.stem}.ncnn.param"
 
 
 def bin_of(param: Path) -> Path:
@@ -245,7 +295,7 @@ def bin_of(param: Path) -> Path:
     return param.with_suffix(".bin")
 
 
-def _ports_of(param: Path) -> Path:
+def _table_of(param: Path) -> Path:
     return param.with_suffix(".json")
 
 
@@ -255,7 +305,7 @@ def read_ports(param: Path) -> Ports:
     Raises:
         OSError, ValueError: There is no such file, or it is something else.
     """
-    data = json.loads(_ports_of(param).read_text(encoding="utf-8"))
+    data = json.loads(_table_of(param).read_text(encoding="utf-8"))
     try:
         inputs, outputs = (
             tuple(
@@ -269,24 +319,36 @@ def read_ports(param: Path) -> Ports:
             for side in ("inputs", "outputs")
         )
     except (LookupError, TypeError) as exc:
-        raise ValueError(f"{_ports_of(param).name} holds no inputs and outputs") from exc
+        raise ValueError(f"{_table_of(param).name} holds no inputs and outputs") from exc
     return Ports(inputs=inputs, outputs=outputs)
 
 
-def _ports(folder: Path, shapes: Shapes, *, label: str) -> Ports:
-    """Read from pnnx's other files what the .param file does not tell.
+def ports_of(
+    made: Made,
+    shapes: Shapes,
+    *,
+    label: str,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> Ports:
+    """Find what the ``.param`` file does not tell.
 
-    Shapes stand in the graph that pnnx makes before it goes to ncnn; which axis it dropped stands
-    in the script that it writes to show how the model is run.
+    Args:
+        made: What pnnx made.
+        shapes: That the inputs should have, without the batch dimension; empty: any.
+        label: The model's name in messages.
+        inputs: Names of the inputs, in order, where ``made`` has those of other models, too.
+        outputs: Names of the outputs, likewise.
+
+    Raises:
+        ConversionError: Pnnx does not tell it, or the inputs are others.
     """
     try:
-        script = (folder / _SCRIPT).read_text(encoding="utf-8")
-        graph = (folder / _SHAPES).read_text(encoding="utf-8")
         ports = Ports(
-            inputs=_side(graph, script, "pnnx.Input", r"{}\.numpy\(\), batch_index=(\d+)"),
-            outputs=_side(graph, script, "pnnx.Output", r"{}\.numpy\(batch_index=(\d+)"),
+            inputs=_side(made.inputs, made.axes, inputs),
+            outputs=_side(made.outputs, made.axes, outputs),
         )
-    except (OSError, UnicodeError, ValueError) as exc:
+    except ValueError as exc:
         raise ConversionError(f"{label}: what pnnx wrote cannot be read: {exc}") from exc
     found = [list(port.shape) for port in ports.inputs]
     wanted = [[1, *(int(size) for size in shape)] for shape in shapes]
@@ -297,26 +359,25 @@ def _ports(folder: Path, shapes: Shapes, *, label: str) -> Ports:
     return ports
 
 
-def _side(graph: str, script: str, kind: str, pattern: str) -> tuple[Port, ...]:
-    ports: dict[str, Port] = {}
-    for line in graph.splitlines():
-        words = line.split()
-        if words[:1] != [kind]:
-            continue
-        name = words[1]
-        shape = re.search(r"=\(([0-9,]*)\)", words[-1])
+def _side(
+    told: Mapping[str, str], axes: Mapping[str, int], names: Sequence[str] | None
+) -> tuple[Port, ...]:
+    ports = []
+    for name in sorted(told, key=_position) if names is None else names:
+        shape = _SHAPE.search(told.get(name, ""))
         if shape is None:
-            raise ValueError(f"it tells no fixed shape of {name}: {words[-1]}")
-        axis = re.search(r"\b" + pattern.format(re.escape(name)), script)
-        if axis is None:
+            raise ValueError(f"it tells no fixed shape of {name}: {told.get(name, '')}")
+        if name not in axes:
             raise ValueError(f"it does not tell which axis of {name} it dropped")
-        ports[name] = Port(
-            name=name,
-            shape=tuple(int(size) for size in shape[1].split(",") if size),
-            batch_axis=None if int(axis[1]) == _NO_AXIS else int(axis[1]),
+        ports.append(
+            Port(
+                name=name,
+                shape=tuple(int(size) for size in shape[1].split(",") if size),
+                batch_axis=None if axes[name] == _NO_AXIS else axes[name],
+            )
         )
-    return tuple(sorted(ports.values(), key=_position))
+    return tuple(ports)
 
 
-def _position(port: Port) -> int:
-    return int(re.sub(r"\D", "", port.name) or 0)
+def _position(name: str) -> int:
+    return int(re.sub(r"\D", "", name) or 0)

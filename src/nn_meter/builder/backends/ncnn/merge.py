@@ -6,6 +6,8 @@ out again by what hangs together with a model's inputs and outputs. Pnnx matches
 connected operators and knows nothing wider, so a part becomes what it would become alone; a test
 compares the two.
 
+Which bytes of the weights are a layer's stands nowhere: ``weights`` asks ncnn.
+
 A run that fails, and models that cannot be told apart after one, are done again in two halves, down
 to single models: one that pnnx chokes on costs itself only.
 """
@@ -22,8 +24,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nn_meter.builder.backends.base import Shapes
-from nn_meter.builder.backends.ncnn.convert import require_converted, run_pnnx
-from nn_meter.builder.backends.ncnn.graph import Layer, read_layers
+from nn_meter.builder.backends.ncnn.convert import (
+    Made,
+    Ports,
+    ports_of,
+    require_converted,
+    run_pnnx,
+)
+from nn_meter.builder.backends.ncnn.graph import Layer
 from nn_meter.errors import ConversionError
 
 __all__ = ["Part", "convert_many"]
@@ -43,10 +51,15 @@ class Part:
     Attributes:
         layers: Its layers, in the order of execution.
         inputs: Names of its inputs among their tensors, in the model's order.
+        weights: Of the layers, one after the other.
+        ports: Its inputs and outputs; with the weights, what makes a model of the layers. None
+            where only layers were asked for.
     """
 
     layers: tuple[Layer, ...]
     inputs: tuple[str, ...]
+    weights: bytes = b""
+    ports: Ports | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +75,24 @@ class _Source:
 
 
 Outcome = Part | ConversionError
+Shares = Callable[[Sequence[Layer], bytes], list[bytes] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Where models are converted, and what is asked; see ``convert_many``."""
+
+    root: Path
+    known: Callable[[str], bool]
+    shares: Shares | None
 
 
 def convert_many(
-    models: Sequence[tuple[Path, Shapes]], save_path: Path, *, known: Callable[[str], bool]
+    models: Sequence[tuple[Path, Shapes]],
+    save_path: Path,
+    *,
+    known: Callable[[str], bool],
+    shares: Shares | None = None,
 ) -> list[Outcome]:
     """Convert models.
 
@@ -73,6 +100,8 @@ def convert_many(
         models: ``.onnx`` files, each with the shapes of its inputs without the batch dimension.
         save_path: An existing folder for what is made on the way; nothing stays in it.
         known: Whether ncnn has a layer of a type.
+        shares: Gives each layer of a file its weights, of those of the file; None where it cannot.
+            Without it, parts have layers only.
 
     Returns:
         For each model its part, or why there is none.
@@ -83,9 +112,8 @@ def convert_many(
         TemporaryDirectory(dir=save_path, prefix=".pnnx-") as name,
         ThreadPoolExecutor(_RUNS_AT_A_TIME) as pool,
     ):
-        batches = list(_batches(sources))
-        run = pool.map(lambda batch: _convert(batch, Path(name), known), batches)
-        for outcomes in run:
+        job = _Job(root=Path(name), known=known, shares=shares)
+        for outcomes in pool.map(lambda batch: _convert(batch, job), list(_batches(sources))):
             found |= outcomes
     return [found[source.position] for source in sources]
 
@@ -164,41 +192,37 @@ def _merged(sources: Sequence[_Source]) -> Any:
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def _convert(
-    batch: Sequence[_Source], root: Path, known: Callable[[str], bool]
-) -> dict[int, Outcome]:
+def _convert(batch: Sequence[_Source], job: _Job) -> dict[int, Outcome]:
     try:
-        layers, words = _run(batch, root)
+        made = _run(batch, job.root)
     except ConversionError as exc:
         if len(batch) == 1:
             return {batch[0].position: exc}
-        return _convert_in_two(batch, root, known)
+        return _convert_in_two(batch, job)
+    if len(batch) == 1:
+        return {batch[0].position: _alone(batch[0], made, job)}
+    shares = job.shares(made.layers, made.weights) if job.shares else None
     found: dict[int, Outcome] = {}
     left = []
-    for source, part in zip(batch, _deal_out(batch, layers), strict=True):
-        if part is None:
+    for source, piece in zip(batch, _deal_out(batch, made), strict=True):
+        outcome = None if piece is None else _one_of_many(source, piece, made, shares, job)
+        if outcome is None:
             left.append(source)
-            continue
-        try:
-            require_converted(part.layers, words, known=known, label=source.path.name)
-            found[source.position] = part
-        except ConversionError as exc:
-            found[source.position] = exc
-    return found | _convert_in_two(left, root, known)
+        else:
+            found[source.position] = outcome
+    return found | _convert_in_two(left, job)
 
 
-def _convert_in_two(
-    sources: Sequence[_Source], root: Path, known: Callable[[str], bool]
-) -> dict[int, Outcome]:
+def _convert_in_two(sources: Sequence[_Source], job: _Job) -> dict[int, Outcome]:
     """Convert models that did not go together; every other one, as neighbours are often alike."""
     found: dict[int, Outcome] = {}
     for half in (sources[::2], sources[1::2]):
         if half:
-            found |= _convert(half, root, known)
+            found |= _convert(half, job)
     return found
 
 
-def _run(batch: Sequence[_Source], root: Path) -> tuple[list[Layer], str]:
+def _run(batch: Sequence[_Source], root: Path) -> Made:
     folder = root / f"{batch[0].position}-{batch[-1].position}"
     folder.mkdir()
     label = batch[0].path.name if len(batch) == 1 else f"{len(batch)} models"
@@ -208,51 +232,95 @@ def _run(batch: Sequence[_Source], root: Path) -> tuple[list[Layer], str]:
         model.write_bytes(_merged(batch).SerializeToString())
     shapes = [shape for source in batch for shape in source.shapes]
     try:
-        words = run_pnnx(model, shapes, folder, label=label)
-        return read_layers((folder / "model.ncnn.param").read_text(encoding="utf-8")), words
-    except (OSError, UnicodeError, ValueError) as exc:
-        raise ConversionError(f"{label}: what pnnx wrote cannot be read: {exc}") from exc
+        return run_pnnx(model, shapes, folder, label=label)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alone(source: _Source, made: Made, job: _Job) -> Outcome:
+    label = source.path.name
+    try:
+        require_converted(made.layers, made.words, known=job.known, label=label)
+        if job.shares is None:
+            count = len(source.shapes) or len(made.inputs)
+            return Part(layers=made.layers, inputs=_numbered("in", 0, count))
+        ports = ports_of(made, source.shapes, label=label)
+    except ConversionError as exc:
+        return exc
+    names = tuple(port.name for port in ports.inputs)
+    return Part(layers=made.layers, inputs=names, weights=made.weights, ports=ports)
+
+
+def _one_of_many(
+    source: _Source, piece: _Piece, made: Made, shares: Sequence[bytes] | None, job: _Job
+) -> Outcome | None:
+    """What became of a model; None if that has to be found out in another run."""
+    label = source.path.name
+    layers = tuple(made.layers[number] for number in piece.layers)
+    try:
+        require_converted(layers, made.words, known=job.known, label=label)
+    except ConversionError as exc:
+        return exc
+    if job.shares is None:
+        return Part(layers=layers, inputs=piece.inputs)
+    if shares is None:
+        return None
+    try:
+        ports = ports_of(
+            made, source.shapes, label=label, inputs=piece.inputs, outputs=piece.outputs
+        )
+    except ConversionError:
+        return None  # it would name what is another's number; alone it names its own
+    weights = b"".join(shares[number] for number in piece.layers)
+    return Part(layers=layers, inputs=piece.inputs, weights=weights, ports=ports)
 
 
 # --- dealing out ---------------------------------------------------------------------------------
 
 
-def _deal_out(batch: Sequence[_Source], layers: Sequence[Layer]) -> list[Part | None]:
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """What is one model's of what was made of many: numbers of layers, names of tensors."""
+
+    layers: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def _deal_out(batch: Sequence[_Source], made: Made) -> list[_Piece | None]:
     """Give each model its layers; None to one that cannot be told from others.
 
     Pnnx numbers the inputs and outputs of the whole, ``in0`` and on, ``out0`` and on, in its order.
     It makes one of constants that are equal: models that have such a one hang together by it.
     """
-    if len(batch) == 1:
-        count = len(batch[0].shapes) or sum(layer.type == "Input" for layer in layers)
-        return [Part(layers=tuple(layers), inputs=_numbered("in", 0, count))]
-    islands = _islands(layers)
+    islands = _islands(made.layers)
     owners: dict[int, set[int]] = {island: set() for island in islands.values()}
-    inputs_of: list[tuple[str, ...]] = []
+    ends: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     lacking: set[int] = set()
     n_in = n_out = 0
     for number, source in enumerate(batch):
         inputs = _numbered("in", n_in, len(source.shapes))
         outputs = _numbered("out", n_out, len(source.proto.graph.output))
-        inputs_of.append(inputs)
+        ends.append((inputs, outputs))
         n_in, n_out = n_in + len(inputs), n_out + len(outputs)
         for end in (*inputs, *outputs):
             if end in islands:
                 owners[islands[end]].add(number)
             else:
                 lacking.add(number)
-    if not all(owners.values()) or n_in != sum(layer.type == "Input" for layer in layers):
+    counted = (len(made.inputs), len(made.outputs)) == (n_in, n_out)
+    if not all(owners.values()) or not counted:
         return [None] * len(batch)
     lacking.update(number for shared in owners.values() if len(shared) > 1 for number in shared)
-    parts: list[list[Layer]] = [[] for _ in batch]
-    for layer in layers:
+    pieces: list[list[int]] = [[] for _ in batch]
+    for position, layer in enumerate(made.layers):
         for owner in owners[islands[(*layer.outputs, *layer.inputs)[0]]]:
-            parts[owner].append(layer)
+            pieces[owner].append(position)
     return [
-        None if number in lacking else Part(layers=tuple(part), inputs=inputs)
-        for number, (part, inputs) in enumerate(zip(parts, inputs_of, strict=True))
+        None
+        if number in lacking
+        else _Piece(layers=tuple(pieces[number]), inputs=inputs, outputs=outputs)
+        for number, (inputs, outputs) in enumerate(ends)
     ]
 
 
