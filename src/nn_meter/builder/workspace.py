@@ -173,6 +173,11 @@ class Workspace:
         return self.situations_dir / "situations.json"
 
     @property
+    def controls_dir(self) -> Path:
+        """Models that the clock asks by: blocks in small, and what they are held against."""
+        return self.ruletest_dir / "controls"
+
+    @property
     def converted_dir(self) -> Path:
         return self.ruletest_dir / "converted"
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from nn_meter.registry.entry import Entry, Kind
 
-__all__ = ["builtin_entries", "for_implement"]
+__all__ = ["builtin_entries", "control_entries", "for_implement"]
 
 _OPERATOR_MODULE = "nn_meter.builder.nn_modules.{implement}.operators"
 _BACKENDS_PACKAGE = "nn_meter.builder.backends"
@@ -47,6 +47,9 @@ _OPERATORS = {
     "resize": "Resize",
     "channelshuffle": "ChannelShuffle",
 }
+_CONTROLS = {"running_sum": "RunningSum"}
+"""Operators that only controls are made of. No list has them; with its "_" the name is nobody's."""
+
 _TESTER_PACKAGE = "nn_meter.builder.backend_meta.fusion_rule_tester"
 _TESTCASES = {
     "MON": (f"{_TESTER_PACKAGE}.mon", "MultipleOutNodes"),
@@ -76,6 +79,14 @@ def builtin_entries(kind: Kind) -> list[Entry]:
     return [
         Entry(kind=kind, name=name, origin="builtin", class_module=module, class_name=class_name)
         for name, (module, class_name) in _CLASSES[kind].items()
+    ]
+
+
+def control_entries() -> list[Entry]:
+    """List the operators that only controls are made of."""
+    return [
+        Entry(kind="operator", name=name, origin="builtin", class_module="", class_name=class_name)
+        for name, class_name in _CONTROLS.items()
     ]
 
 

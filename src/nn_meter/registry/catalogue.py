@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nn_meter.errors import RegistrationError
-from nn_meter.registry.builtin import builtin_entries, for_implement
+from nn_meter.registry.builtin import builtin_entries, control_entries, for_implement
 from nn_meter.registry.entry import NOUNS, Entry, Kind, check_implement, nearest
 from nn_meter.registry.files import (
     locked,
@@ -42,7 +42,7 @@ def find(kind: Kind, name: str, implement: str | None = None) -> Entry:
         RegistrationError: There is none of this name, or not for this framework.
     """
     check_implement(kind, implement)
-    for entry in builtin_entries(kind):
+    for entry in [*builtin_entries(kind), *(control_entries() if kind == "operator" else [])]:
         if entry.name == name:
             return entry if implement is None else for_implement(entry, implement)
     return _pick(kind, name, implement, entries(kind))

@@ -400,6 +400,10 @@ class SessionBackend(BaseBackend):
     profiler_class = SessionProfiler
     parser_class = SamplesParser
 
+    runs_here: ClassVar[bool] = False
+    """Whether the processor that calls is the one that runs the model: then its speed just before
+    and behind a run tells at which speed that was."""
+
     def update_configs(self) -> None:
         self.profiler_kwargs = {
             "backend": self,

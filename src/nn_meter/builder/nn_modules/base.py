@@ -25,6 +25,11 @@ class BaseOperator:
         config: As given, a plain dict of its own.
     """
 
+    elementwise: ClassVar[bool] = False
+    """Whether a value of the output depends on that value of the input (or inputs) alone, and on
+    constants: then what a kernel saves that it fuses into is a pass over the tensor, and not its
+    arithmetic. Of an operator that does not say, it is taken that it is otherwise."""
+
     implement: ClassVar[str] = ""
     """The framework of a built-in operator. A user's operator is told by ``IMPLEMENT``."""
 

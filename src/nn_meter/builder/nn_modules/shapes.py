@@ -42,6 +42,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RunningSum",
     "Sigmoid",
     "Softmax",
     "Split",
@@ -236,6 +237,8 @@ class GlobalAvgPool(_Shaped):
 class BatchNorm(_Shaped):
     """Batch normalization."""
 
+    elementwise = True
+
 
 class SE(_Shaped):
     """Squeeze and excite; a quarter of the channels between its convolutions, as MobileNetV3."""
@@ -266,8 +269,12 @@ class MatMul(FC):
     """A product with a constant matrix over the last axis: a fully connected layer without bias."""
 
 
-class _Elementwise(_Shaped):
+class _SameShape(_Shaped):
     ranks = (1, 3)
+
+
+class _Elementwise(_SameShape):
+    elementwise = True
 
 
 class Relu(_Elementwise):
@@ -310,12 +317,16 @@ class Tanh(_Elementwise):
     """The hyperbolic tangent."""
 
 
-class LayerNorm(_Elementwise):
+class LayerNorm(_SameShape):
     """Layer normalization over the last axis, with a scale and a bias."""
 
 
-class Softmax(_Elementwise):
+class Softmax(_SameShape):
     """Softmax over the channels."""
+
+
+class RunningSum(_SameShape):
+    """The running sum along the last axis, whichever that is."""
 
 
 class Reshape(_Shaped):
@@ -360,9 +371,13 @@ class _TwoInputs(_Shaped):
 class Add(_TwoInputs):
     """The sum of two tensors."""
 
+    elementwise = True
+
 
 class Mul(_TwoInputs):
     """The product of two tensors, element by element."""
+
+    elementwise = True
 
 
 class Concat(_TwoInputs):

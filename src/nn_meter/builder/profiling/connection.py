@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -78,6 +79,7 @@ class Connection:
         _warn_if_never_tried(backend, environment)
         self.environment = replace(environment, options={**environment.options, **(options or {})})
         self.sessions: bool = facts["sessions"]
+        self.gated: bool = facts["gated"]
         self.shows_graph: bool = facts["graph"] or facts["graphs"]
         self.shows_graphs: bool = facts["graphs"]
         self.converts_many: bool = facts["converts_many"]
@@ -94,6 +96,11 @@ class Connection:
     def isolated(self) -> bool:
         """Whether the backend runs in processes of its own, as many as are wanted."""
         return self.spec is not None
+
+    @property
+    def cores(self) -> int:
+        """How many models may be timed at a time: one for each core, one on any other device."""
+        return os.cpu_count() or 1 if self.isolated and self.gated else 1
 
     def workers(self, tasks: int, *, few: int) -> dict[str, Any]:
         """How ``spread`` gets its processes: as many as there are cores, or this one for a few.

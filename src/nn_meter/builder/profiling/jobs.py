@@ -6,6 +6,8 @@ backend itself imports.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from nn_meter.builder.backends.base import (
     ShowsGraphs,
 )
 from nn_meter.builder.backends.spec import BackendSpec
+from nn_meter.builder.profiling.gate import SpeedGate
 from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
 from nn_meter.latency import measured_latency
@@ -74,6 +77,7 @@ class BackendJobs:
     def __init__(self, backend: BaseBackend | None = None) -> None:
         self._backend = backend
         self._sessions: dict[str, Session] = {}
+        self._gate: SpeedGate | None = None
 
     def connect(self, spec: Mapping[str, Any]) -> None:
         """Make the backend of a ``BackendSpec`` in plain values."""
@@ -93,6 +97,7 @@ class BackendJobs:
         return {
             "environment": environment,
             "sessions": opens_sessions(backend),
+            "gated": opens_sessions(backend) and getattr(backend, "runs_here", False),
             "graph": isinstance(backend, ShowsGraph),
             "graphs": isinstance(backend, ShowsGraphs),
             "converts_many": _converts_many(backend),
@@ -168,10 +173,86 @@ class BackendJobs:
         """Run a loaded model. Returns nanoseconds, one for each run."""
         return [int(ns) for ns in self._sessions[key].time(runs)]
 
+    def race(
+        self,
+        keys: Sequence[str],
+        visits: int,
+        least_s: float,
+        runs: int,
+        seed: int,
+        most_s: float,
+        gated: bool,
+    ) -> dict[str, Any]:
+        """Time loaded models in turn, in rounds of random order, until each has enough visits.
+
+        A visit is one run that does not count, and some that do. With ``gated`` a run counts only
+        if the processor was at full speed before and behind it.
+
+        Args:
+            keys: The models.
+            visits: Visits that each is to have at the least, with one counted run or more.
+            least_s: Seconds that it takes at the least.
+            runs: Runs of a visit.
+            seed: Of the order.
+            most_s: Seconds after which it ends, with what there is by then.
+            gated: Whether the processor that runs this is the one that runs the models.
+
+        Returns:
+            ``visits``: for each model, for each of its visits, the ns of the runs that count;
+            ``level_ns``: what the gate's work takes at full speed (0 without a gate); ``runs`` and
+            ``counted``: how many there were, and how many count.
+        """
+        if gated and self._gate is None:
+            self._gate = SpeedGate()
+        gate = self._gate if gated else None
+        order, rng = list(keys), random.Random(seed)
+        found: dict[str, list[list[int]]] = {key: [] for key in keys}
+        speed = gate.calibrations if gate is not None else 0
+        made = counted = 0
+        start_s = time.monotonic()
+        while (took_s := time.monotonic() - start_s) < most_s and (
+            took_s < least_s or min(map(len, found.values())) < visits
+        ):
+            rng.shuffle(order)
+            for key in order:
+                taken = self._visit(key, runs, gate)
+                made, counted = made + runs, counted + len(taken)
+                if taken:
+                    found[key].append(taken)
+            if gate is not None and gate.calibrations != speed:  # all that was at another speed
+                speed = gate.calibrations
+                found = {key: [] for key in keys}
+        return {
+            "visits": found,
+            "level_ns": gate.level_ns if gate is not None else 0.0,
+            "runs": made,
+            "counted": counted,
+        }
+
+    def _visit(self, key: str, runs: int, gate: SpeedGate | None) -> list[int]:
+        session = self._sessions[key]
+        session.time(1)
+        if gate is None:
+            return [int(ns) for ns in session.time(runs)]
+        found = []
+        was_fast = gate.fast()
+        for _ in range(runs):
+            ns = int(session.time(1)[0])
+            is_fast = gate.fast()
+            if was_fast and is_fast:
+                found.append(ns)
+            was_fast = is_fast
+        return found
+
+    def drop(self, keys: Sequence[str]) -> None:
+        """Unload some models."""
+        for key in keys:
+            if key in self._sessions:
+                self._sessions.pop(key).close()
+
     def close(self) -> None:
         """Unload all models."""
-        while self._sessions:
-            self._sessions.popitem()[1].close()
+        self.drop(list(self._sessions))
 
     def graph(self, converted: str, shapes: Shapes) -> dict[str, Any]:
         """The executed graph of a converted model, as plain values."""

@@ -24,6 +24,7 @@ from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.errors import ResultFileError
 
 __all__ = [
+    "GATE",
     "Failure",
     "Provenance",
     "Store",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+GATE = "gate"
+"""Stands for a model in the rounds of trials; its one sample is what the speed gate's work took."""
 
 _VERSION = 2
 # since version 2; a graph that could not be read has the reason instead of data
@@ -356,6 +360,29 @@ class Store:
         for model, blob in self._visits(campaign, testcase, hashes, "samples"):
             found[model].append(self._read(_samples, blob))
         return found
+
+    def trials(self, campaign: int, names: str) -> dict[str, list[list[tuple[str, str, Samples]]]]:
+        """The rounds of trials, each a load of its own, oldest first.
+
+        Args:
+            campaign: Number of the campaign.
+            names: What their names begin with.
+
+        Returns:
+            By name, for each round its visits: model, hash, samples.
+        """
+        rows = self._rows(
+            "SELECT rounds.testcase, rounds.id, model, hash, samples FROM visits "
+            "JOIN rounds ON rounds.id = visits.round JOIN loads ON loads.id = rounds.load "
+            "WHERE rounds.testcase >= ? AND rounds.testcase < ? AND loads.campaign = ? "
+            "AND samples IS NOT NULL ORDER BY rounds.id, position",
+            *(names, names + "\U0010ffff", campaign),
+        )
+        found: dict[str, dict[int, list[tuple[str, str, Samples]]]] = {}
+        for testcase, number, model, digest, blob in rows:
+            visit = (model, digest, self._read(_samples, blob))
+            found.setdefault(testcase, {}).setdefault(number, []).append(visit)
+        return {name: list(rounds.values()) for name, rounds in found.items()}
 
     def metrics(
         self, campaign: int, testcase: str, hashes: Mapping[str, str]

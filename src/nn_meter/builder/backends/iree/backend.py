@@ -122,6 +122,7 @@ class IREESession:
 class IREECPUBackend(SessionBackend):
     """IREE's ``llvm-cpu`` for this host, run in this process by one thread or by ``THREADS``."""
 
+    runs_here = True
     takes = ("onnx", "torch")
     tried = ("iree 3.13",)
 

@@ -137,6 +137,7 @@ class MNNSession:
 class MNNCPUBackend(SessionBackend):
     """MNN's CPU kernels, in float32; converts ``.onnx`` files to its own format."""
 
+    runs_here = True
     takes = ("onnx", "torch")
     tried = ("mnn 3.6",)
 

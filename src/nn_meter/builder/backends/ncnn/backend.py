@@ -161,6 +161,7 @@ class NcnnSession:
 class NcnnCPUBackend(SessionBackend):
     """Ncnn's CPU kernels. ONNX models are converted by pnnx."""
 
+    runs_here = True
     takes = ("onnx", "torch")
     tried = ("ncnn 1.0.20261020",)
 

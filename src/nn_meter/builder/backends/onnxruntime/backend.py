@@ -81,6 +81,7 @@ class OnnxRuntimeSession:
 class OnnxRuntimeCPUBackend(SessionBackend):
     """ONNX Runtime's CPU execution provider; loads ``.onnx`` files as they are."""
 
+    runs_here = True
     takes = ("onnx", "torch")
     tried = ("onnxruntime 1.31", "onnxruntime 1.32")
 

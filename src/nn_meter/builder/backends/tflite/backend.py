@@ -210,6 +210,8 @@ class TFLiteBackend(SessionBackend):
 class TFLiteCPUBackend(TFLiteBackend):
     """TFLite models on the CPU."""
 
+    runs_here = True
+
     def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
         """Run a converted model once by LiteRT's C API, which has a profiler, and read what ran.
 

@@ -44,6 +44,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RunningSum",
     "Sigmoid",
     "Softmax",
     "Split",
@@ -301,6 +302,14 @@ class Tanh(_OneNode, shapes.Tanh):
     """The hyperbolic tangent."""
 
     op_type = "Tanh"
+
+
+class RunningSum(_Onnx, shapes.RunningSum):
+    """The running sum along the last axis."""
+
+    def get_model(self) -> Model:
+        axis = np.array(len(self.input_shape), dtype=np.int64)
+        return lambda graph, x: graph.op("CumSum", [x, graph.constant(axis)])
 
 
 class Softmax(_Onnx, shapes.Softmax):

@@ -40,6 +40,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RunningSum",
     "Sigmoid",
     "Softmax",
     "Split",
@@ -250,6 +251,14 @@ class Tanh(_TensorFlow, shapes.Tanh):
     def get_model(self) -> Function:
         tf = _tensorflow()
         return lambda inputs: tf.nn.tanh(inputs)
+
+
+class RunningSum(_TensorFlow, shapes.RunningSum):
+    """The running sum along the channels."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.math.cumsum(inputs, axis=-1)
 
 
 class Softmax(_TensorFlow, shapes.Softmax):

@@ -41,6 +41,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RunningSum",
     "Sigmoid",
     "Softmax",
     "Split",
@@ -238,6 +239,14 @@ class Tanh(_OneModule, shapes.Tanh):
     """The hyperbolic tangent."""
 
     module = "Tanh"
+
+
+class RunningSum(_Torch, shapes.RunningSum):
+    """The running sum along the last axis."""
+
+    def get_model(self) -> Any:
+        torch = _import("torch")
+        return lambda x: torch.cumsum(x, dim=-1)
 
 
 class Softmax(_Torch, shapes.Softmax):

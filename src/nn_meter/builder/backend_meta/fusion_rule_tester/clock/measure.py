@@ -1,0 +1,366 @@
+"""Asking the clock: the models of all questions made, then loaded and timed pass by pass."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
+    HEAD,
+    Design,
+    Method,
+    between,
+    design_edge,
+    reference_design,
+    without_head,
+)
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Times, times_of
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain
+from nn_meter.builder.nn_modules.frameworks import suffix_of
+from nn_meter.builder.nn_modules.info import read_info
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.convert import convert_all
+from nn_meter.builder.profiling.measure import Model, identity
+from nn_meter.builder.profiling.store import GATE, Failure, Store
+from nn_meter.builder.profiling.trials import Loaded, Trial, TrialRunner
+from nn_meter.builder.workspace import Workspace, make_folder
+from nn_meter.errors import NNMeterError, OperatorError
+from nn_meter.progress import Progress
+
+__all__ = ["Asked", "Measured", "bench_of", "measure"]
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "clock:"
+_GROUP = 12  # questions that share the models of a head
+_MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A rule and its edges.
+
+    Attributes:
+        rule: Its name.
+        ops: The operators of its chain.
+        config: The keys that its models are made with.
+    """
+
+    rule: str
+    ops: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What measuring did.
+
+    Attributes:
+        bench: The questions, with what the clock says of each.
+        refused: Questions that cannot be built, and why.
+        runs, counted: How many runs there were, and how many of them were at full speed.
+        build_s, convert_s, measure_s: Seconds that each took.
+    """
+
+    bench: Bench
+    refused: Mapping[str, str] = field(default_factory=dict)
+    runs: int = 0
+    counted: int = 0
+    build_s: float = 0.0
+    convert_s: float = 0.0
+    measure_s: float = 0.0
+
+
+def bench_of(
+    asked: Iterable[Asked],
+    store: Store,
+    campaign: int,
+    *,
+    method: Method,
+    alpha: float,
+    confidence: float,
+) -> tuple[Bench, dict[str, str]]:
+    """The questions of rules, with what the store has of each.
+
+    Returns:
+        The bench; and the questions that cannot be built, and why.
+    """
+    questions: dict[str, Question] = {}
+    references: dict[str, list[Times]] = {}
+    refused: dict[str, str] = {}
+    known = store.trials(campaign, _PREFIX)
+    for each in asked:
+        for edge in range(1, len(each.ops)):
+            name = f"{_PREFIX}{each.rule}:{edge}"
+            try:
+                design = design_edge(each.ops[:edge], each.ops[edge], each.config, method)
+            except OperatorError as exc:
+                refused[name] = str(exc)
+                continue
+            reference = _reference_name(design)
+            if reference not in references:
+                references[reference] = _loads(
+                    known.get(reference, ()), reference_design(design), method
+                )
+            questions[name] = Question(
+                name=name,
+                design=design,
+                reference=reference,
+                loads=_loads(known.get(name, ()), design.models, method),
+            )
+    bench = Bench(
+        questions=questions,
+        references=references,
+        method=method,
+        alpha=alpha,
+        confidence=confidence,
+    )
+    for question in questions.values():
+        if question.loads:
+            bench.look(question)
+    return bench, refused
+
+
+def _reference_name(design: Design) -> str:
+    keys = sorted(build.chain_key(chain) for chain in reference_design(design).values())
+    return f"{_PREFIX}reference:{hashlib.sha256(' '.join(keys).encode()).hexdigest()[:16]}"
+
+
+def _loads(
+    rounds: Sequence[Sequence[tuple[str, str, Any]]],
+    models: Mapping[str, Chain],
+    method: Method,
+) -> list[Times]:
+    keys = {part: build.chain_key(chain) for part, chain in models.items()}
+    found: list[Times] = []
+    for visits in rounds:
+        level = next((float(ns[0]) for part, _, ns in visits if part == GATE), 0.0)
+        seen: dict[str, list[Any]] = {}
+        for part, key, ns in visits:
+            if keys.get(part) == key:
+                seen.setdefault(part, []).append(ns)
+        if times := times_of(seen, level, method.replicas):
+            found.append(times)
+    return found
+
+
+def measure(
+    workspace: Workspace,
+    connection: Connection,
+    store: Store,
+    campaign: int,
+    bench: Bench,
+    *,
+    budget_s: float,
+    time_limit_s: float,
+    progress: Progress,
+) -> Measured:
+    """Load and time the models of questions until all are settled or the time is up."""
+    done = Measured(bench=bench)
+    if not any(not bench.is_settled(question) for question in bench.questions.values()):
+        return done
+    shelf = _Shelf(workspace, connection, time_limit_s, progress, done)
+    method = bench.method
+    open_ = [q for q in bench.questions.values() if not bench.is_settled(q)]
+    references = {
+        q.reference: reference_design(q.design)
+        for q in open_
+        if len(bench.references[q.reference]) < method.first_loads
+    }
+    shelf.fetch(chain for models in references.values() for chain in models.values())
+    for question in open_:
+        shelf.without(question, reference_design(question.design))
+    shelf.fetch(question.design.models[part] for question in open_ for part in question.parts())
+    bench.started_s = bench.clock()
+    end_s = bench.started_s + budget_s
+    start = time.monotonic()
+    total = len(bench.questions)
+
+    def goes_on() -> bool:
+        return bench.clock() < end_s
+
+    with TrialRunner(
+        connection,
+        store,
+        campaign,
+        visits=method.visits,
+        runs=method.runs,
+        share=method.share,
+        most_s=_MOST_S,
+        time_limit_s=time_limit_s,
+    ) as runner:
+
+        def take_reference(trial: Trial, loaded: Loaded) -> None:
+            _count(done, loaded)
+            if times := times_of(loaded.visits, loaded.level_ns, method.replicas):
+                bench.references[trial.name].append(times)
+
+        groups = []
+        for name, models in references.items():
+            trial = shelf.trial(name, models, {})
+            if trial.models:
+                groups += [[trial]] * (method.first_loads - len(bench.references[name]))
+        runner.run(groups, take=take_reference, goes_on=goes_on)
+        tries: dict[str, int] = {}
+
+        def take(trial: Trial, loaded: Loaded) -> None:
+            _count(done, loaded)
+            question = bench.questions[trial.name]
+            for part, failure in loaded.failures.items():
+                question.missing[part] = f"{part}: {failure.kind}: {failure.reason}"
+            if times := times_of(loaded.visits, loaded.level_ns, method.replicas):
+                question.loads.append(times)
+            question.cost_s += loaded.runtime_s
+            bench.look(question)
+            settled = sum(bench.is_settled(q) for q in bench.questions.values())
+            progress("clock", settled, total, trial.name.removeprefix(_PREFIX))
+
+        while goes_on() and (waiting := bench.waiting(tries)):
+            shelf.fetch([q.design.models[part] for q in waiting for part in q.parts()])
+            groups = []
+            for group in _by_head(waiting):
+                trials = []
+                for question in group:
+                    tries[question.name] = tries.get(question.name, 0) + 1
+                    models = {part: question.design.models[part] for part in question.parts()}
+                    trial = shelf.trial(question.name, models, question.missing)
+                    if question.impossible:
+                        bench.look(question)
+                    else:
+                        trials.append(trial)
+                if trials:
+                    groups.append(trials)
+            runner.run(groups, take=take, goes_on=goes_on)
+            bench.look_at_all()
+    done.measure_s = time.monotonic() - start
+    return done
+
+
+def _count(done: Measured, loaded: Loaded) -> None:
+    done.runs += loaded.runs
+    done.counted += loaded.counted
+
+
+def _by_head(questions: Sequence[Question]) -> list[list[Question]]:
+    """Groups that share the models of the head, largest first, none of more than a few."""
+    found: dict[str, list[Question]] = {}
+    for question in questions:
+        key = build.chain_key(question.design.models[HEAD])
+        found.setdefault(key, []).append(question)
+    groups = [
+        group[i : i + _GROUP] for group in found.values() for i in range(0, len(group), _GROUP)
+    ]
+    return sorted(groups, key=len, reverse=True)
+
+
+class _Shelf:
+    """The models that were made and converted so far, by the key of their chain."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        connection: Connection,
+        time_limit_s: float,
+        progress: Progress,
+        done: Measured,
+    ) -> None:
+        self._workspace, self._connection = workspace, connection
+        self._time_limit_s, self._progress, self._done = time_limit_s, progress, done
+        self._models: dict[str, Model | str] = {}
+
+    def fetch(self, chains: Iterable[Chain]) -> None:
+        """Make and convert the models that are not there yet."""
+        wanted = {
+            key: chain for chain in chains if (key := build.chain_key(chain)) not in self._models
+        }
+        if not wanted:
+            return
+        start = time.monotonic()
+        built = self._build(wanted)
+        self._done.build_s += time.monotonic() - start
+        start = time.monotonic()
+        converted = convert_all(
+            self._connection,
+            self._workspace,
+            {model.hash: model for model in built.values()},
+            time_limit_s=self._time_limit_s,
+            progress=self._progress,
+        )
+        self._done.convert_s += time.monotonic() - start
+        for key, model in built.items():
+            outcome = converted[model.hash]
+            self._models[key] = (
+                f"{outcome.kind}: {outcome.reason}" if isinstance(outcome, Failure) else outcome
+            )
+
+    def _build(self, wanted: Mapping[str, Chain]) -> dict[str, Model]:
+        folder = self._workspace.controls_dir
+        make_folder(folder)
+        implement = next(iter(wanted.values())).implement
+        suffix = suffix_of(implement)
+        paths = {key: folder / f"{key[-20:]}{suffix}" for key in wanted}
+        tasks: dict[str, build.Task] = {
+            key: (
+                "build_chain",
+                {
+                    "chain": chain.to_json(),
+                    "stem": str(paths[key]).removesuffix(suffix),
+                    "key": key,
+                    "outputs": False,
+                },
+            )
+            for key, chain in wanted.items()
+            if build.is_current(paths[key], key) is None
+        }
+        outcomes = build.run_tasks(
+            tasks,
+            implement=implement,
+            time_limit_s=self._time_limit_s,
+            done=lambda number, key: self._progress(
+                "controls", number, len(tasks), "_".join(wanted[key].ops)
+            ),
+        )
+        found = {}
+        for key, path in paths.items():
+            outcome = outcomes.get(key)
+            info = read_info(path)
+            if isinstance(outcome, NNMeterError) or info is None:
+                self._models[key] = str(outcome or f"{path.name} has gone")
+                continue
+            found[key] = Model(
+                name=path.name,
+                path=path,
+                hash=identity(info.sha256, info.shapes),
+                shapes=info.shapes,
+            )
+        return found
+
+    def without(self, question: Question, reference: Mapping[str, Chain]) -> None:
+        """Leave out of a question the barriers that the runtime refuses even alone."""
+        for name in question.design.barriers:
+            chain = reference.get(without_head(name))
+            found = self._models.get(build.chain_key(chain)) if chain is not None else None
+            if isinstance(found, str):
+                for tail in (False, True):
+                    question.missing[between(name, tail=tail)] = f"{name}: {found}"
+                question.missing[without_head(name)] = f"{name}: {found}"
+                question.missing[without_head(name, question.design.tail)] = f"{name}: {found}"
+
+    def trial(self, name: str, models: Mapping[str, Chain], missing: dict[str, str]) -> Trial:
+        """A load of models; ``missing`` is told of those that cannot be had."""
+        ready: dict[str, Model] = {}
+        digests: dict[str, str] = {}
+        for part, chain in models.items():
+            key = build.chain_key(chain)
+            model = self._models[key]
+            if isinstance(model, str):
+                missing[part] = f"{part}: {model}"
+            else:
+                ready[part], digests[part] = replace(model, name=part), key
+        return Trial(name=name, models=ready, digests=digests)

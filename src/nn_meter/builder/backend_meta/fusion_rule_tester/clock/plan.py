@@ -1,0 +1,185 @@
+"""What to load and time next, from what was measured: the references first, then pass by pass.
+
+In a pass every question that is not settled gets one more load. So all have had a look before any
+gets a second one, and when the time is up it is the hardest that stay open. Each look at a question
+spends its share of the error that a verdict may have, so that looking often does not make errors
+likelier (a union bound over the looks).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion, decide
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
+    BLOCK,
+    HEAD,
+    Design,
+    Method,
+    between,
+    without_head,
+)
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
+    Contrast,
+    Spread,
+    Times,
+    fit_spread,
+)
+
+__all__ = ["Bench", "Question"]
+
+_UNSETTLED = Opinion(verdict="undecided", reason="nothing was measured")
+
+
+@dataclass
+class Question:
+    """One edge, and what is known of it so far.
+
+    Attributes:
+        name: Of its trials in the store.
+        design: Its models.
+        reference: Name of the reference that goes with it.
+        loads: The times of its loads.
+        missing: Parts whose model cannot be had, and why.
+        opinion: What the clock says.
+        with_heads_away: Whether the models without the head are asked for, too.
+        cost_s: Seconds that timing its models took.
+        decided_at_s: When it was settled, since the measuring began.
+    """
+
+    name: str
+    design: Design
+    reference: str
+    loads: list[Times] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    opinion: Opinion = _UNSETTLED
+    with_heads_away: bool = False
+    cost_s: float = 0.0
+    decided_at_s: float | None = None
+
+    def parts(self) -> list[str]:
+        """The models of its next load."""
+        found = [HEAD, BLOCK]
+        for name in self.opinion.near or self.design.barriers:
+            found += [between(name), between(name, tail=True)]
+            if self.with_heads_away:
+                found += [without_head(name), without_head(name, self.design.tail)]
+        return [part for part in found if part not in self.missing]
+
+    @property
+    def impossible(self) -> str:
+        """Why it cannot be asked at all; empty: it can."""
+        for part in (HEAD, BLOCK):
+            if part in self.missing:
+                return self.missing[part]
+        return ""
+
+
+@dataclass
+class Bench:
+    """All questions of a run, and the references that they share.
+
+    Attributes:
+        questions: By name.
+        references: By name, the times of their loads.
+        method: The constants.
+        alpha: EPS_ALPHA.
+        confidence: With which each verdict holds.
+    """
+
+    questions: Mapping[str, Question]
+    references: Mapping[str, list[Times]]
+    method: Method
+    alpha: float
+    confidence: float
+    spread: Spread = field(init=False)
+    clock: Callable[[], float] = time.monotonic
+    started_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.started_s = self.clock()
+        self.spread = self._spread()
+
+    @property
+    def error_rate(self) -> float:
+        """What one look may spend."""
+        return (1 - self.confidence) / len(self.method.looks)
+
+    def look(self, question: Question) -> None:
+        """Decide a question by what there is."""
+        if question.impossible:
+            question.opinion = Opinion(
+                verdict="undecided", reason=question.impossible, settled=True
+            )
+            return
+        if question.opinion.control and len(question.loads) not in self.method.looks:
+            return  # not one of the looks that the error was shared among
+        opinion = decide(
+            question.design,
+            question.loads,
+            self.references[question.reference],
+            self.spread,
+            alpha=self.alpha,
+            error_rate=self.error_rate,
+            among=question.opinion.near,
+        )
+        opinion = replace(opinion, near=question.opinion.near or opinion.near)
+        if opinion.more and not question.with_heads_away:
+            question.with_heads_away = True
+        question.opinion = opinion
+        if self.is_settled(question) and question.decided_at_s is None:
+            question.decided_at_s = self.clock() - self.started_s
+
+    def look_at_all(self) -> None:
+        """Decide all questions that are not settled, with the spread as all of them show it."""
+        self.spread = self._spread()
+        for question in self.questions.values():
+            if not self.is_settled(question):
+                self.look(question)
+
+    def is_settled(self, question: Question) -> bool:
+        """Whether more loads would change nothing, or are not to be had."""
+        opinion = question.opinion
+        if question.impossible or len(question.loads) >= self.method.looks[-1]:
+            return True
+        return opinion.settled and not opinion.more
+
+    def waiting(self, tries: Mapping[str, int]) -> list[Question]:
+        """The questions that get another load.
+
+        Those that are open; when there are none, those whose verdict could be surer.
+        """
+        found = [
+            question
+            for question in self.questions.values()
+            if not self.is_settled(question)
+            and tries.get(question.name, 0) < 2 * self.method.looks[-1]
+        ]
+        return [q for q in found if q.opinion.verdict == "undecided"] or found
+
+    def _spread(self) -> Spread:
+        return fit_spread(list(self._variances()))
+
+    def _variances(self) -> Iterator[tuple[float, int]]:
+        start = Spread(variance=1.0, freedom=1.0)
+        for question in self.questions.values():
+            for name in question.design.barriers[:1]:
+                yield from _own(
+                    question.loads,
+                    {HEAD: 1, between(name, tail=True): 1, BLOCK: -1, between(name): -1},
+                    start,
+                )
+        for loads in self.references.values():
+            parts = list(loads[0]) if loads else []
+            for one, other in zip(parts[::2], parts[1::2], strict=False):
+                yield from _own(loads, {one: 1, other: -1}, start)
+
+
+def _own(
+    loads: Sequence[Times], signs: Mapping[str, float], start: Spread
+) -> Iterator[tuple[float, int]]:
+    contrast = Contrast.of(loads, signs, start)
+    if contrast is not None and contrast.own[1] > 0:
+        yield contrast.own

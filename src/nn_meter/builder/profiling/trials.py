@@ -1,0 +1,242 @@
+"""Trials: models loaded afresh and timed in turn, some at a time on every core.
+
+A trial is one load of the models of one question. What comes of it goes to the store, as one round,
+and to whoever asked. Trials of one group come one after the other in one process and share the
+models that they have in common, each loaded once for the group.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Self
+
+import numpy as np
+
+from nn_meter.builder.backends.base import Samples
+from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.store import GATE, Failure, Store
+from nn_meter.errors import NNMeterError, TimeLimitError, WorkerCrashedError
+
+__all__ = ["Loaded", "Trial", "TrialRunner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What to load and to time in turn.
+
+    Attributes:
+        name: What its samples are stored under.
+        models: The models by the part that they play; all of them converted.
+        digests: What tells the samples of each from those of another model of that part.
+    """
+
+    name: str
+    models: Mapping[str, Model]
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """What came of a trial.
+
+    Attributes:
+        visits: For each part the visits, each with the ns of the runs that count.
+        level_ns: What the speed gate's work took at full speed; 0: there was no gate.
+        failures: Parts whose model cannot be loaded or run, and why.
+        runs: How many runs there were.
+        counted: How many of them count.
+        runtime_s: Seconds of the runs that count.
+    """
+
+    visits: Mapping[str, list[Samples]] = field(default_factory=dict)
+    level_ns: float = 0.0
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    runs: int = 0
+    counted: int = 0
+
+    @property
+    def runtime_s(self) -> float:
+        return sum(float(visit.sum()) for visits in self.visits.values() for visit in visits) * 1e-9
+
+
+class TrialRunner:
+    """Carries trials out, in a process for each core, which stay until it is closed.
+
+    Args:
+        connection: The backend; it has to open sessions.
+        store: Where the samples go.
+        campaign: Number of the campaign that they belong to.
+        visits: Visits that each model gets in a trial, at the least.
+        runs: Counted runs of a visit.
+        share: What timing the models of a trial takes at the least, of what loading them took.
+        most_s: Seconds that timing the models of one trial may take: a core that is never at full
+            speed gives what it gave by then.
+        time_limit_s: For loading one model.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        store: Store,
+        campaign: int,
+        *,
+        visits: int,
+        runs: int,
+        share: float,
+        most_s: float,
+        time_limit_s: float,
+    ) -> None:
+        self._connection, self._store, self._campaign = connection, store, campaign
+        self._visits, self._runs, self._share = visits, runs, share
+        self._most_s, self._time_limit_s = most_s, time_limit_s
+        self._idle: SimpleQueue[Caller] = SimpleQueue()
+        self._stack = ExitStack()
+        self._rng = random.Random()
+
+    def __enter__(self) -> Self:
+        count = self._connection.cores
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(count))
+        self._idle.put(self._connection.measuring)
+        for _ in range(count - 1):
+            self._idle.put(self._stack.enter_context(self._connection.another()))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._stack.close()
+
+    def run(
+        self,
+        groups: Sequence[Sequence[Trial]],
+        *,
+        take: Callable[[Trial, Loaded], None],
+        goes_on: Callable[[], bool],
+    ) -> None:
+        """Carry groups of trials out.
+
+        Args:
+            groups: Trials that share models.
+            take: Told what came of each trial, once that is stored.
+            goes_on: Asked before each group is begun: whether to begin it.
+        """
+        waiting = list(reversed(groups))
+        running: dict[Future[None], SimpleQueue[tuple[Trial, Loaded]]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._connection.cores and goes_on():
+                    found: SimpleQueue[tuple[Trial, Loaded]] = SimpleQueue()
+                    seed = self._rng.getrandbits(32)
+                    running[self._pool.submit(self._group, waiting.pop(), found, seed)] = found
+                if not running:
+                    return
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future, found in list(running.items()):
+                    while not found.empty():
+                        self._keep(*found.get(), take)
+                    if future in done:
+                        del running[future]
+                        future.result()
+                        while not found.empty():
+                            self._keep(*found.get(), take)
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+
+    def _keep(self, trial: Trial, loaded: Loaded, take: Callable[[Trial, Loaded], None]) -> None:
+        visits: list[tuple[str, str, Any]] = [
+            (part, trial.digests[part], visit)
+            for part, visits in loaded.visits.items()
+            for visit in visits
+        ]
+        if visits:
+            level = np.array([round(loaded.level_ns)], dtype=np.int64)
+            self._store.add_round(
+                self._store.load(self._campaign), trial.name, [(GATE, "", level), *visits]
+            )
+        for part, failure in loaded.failures.items():
+            self._store.add_failure(self._campaign, trial.name, part, trial.digests[part], failure)
+        take(trial, loaded)
+
+    # --- in a thread of its own ------------------------------------------------------------------
+
+    def _group(
+        self, trials: Sequence[Trial], found: SimpleQueue[tuple[Trial, Loaded]], seed: int
+    ) -> None:
+        caller = self._idle.get()
+        opened: set[str] = set()
+        try:
+            for number, trial in enumerate(trials):
+                later = {m.hash for t in trials[number + 1 :] for m in t.models.values()}
+                found.put((trial, self._trial(caller, trial, opened, seed + number)))
+                gone = opened - later
+                if gone:
+                    self._drop(caller, gone)
+                    opened -= gone
+        finally:
+            self._drop(caller, opened)
+            self._idle.put(caller)
+
+    def _trial(self, caller: Caller, trial: Trial, opened: set[str], seed: int) -> Loaded:
+        failures: dict[str, Failure] = {}
+        start_s = time.monotonic()
+        for part, model in trial.models.items():
+            if model.hash in opened:
+                continue
+            try:
+                caller.call(
+                    "open",
+                    self._time_limit_s,
+                    key=model.hash,
+                    converted=model.converted,
+                    shapes=[list(shape) for shape in model.shapes],
+                    check=False,
+                )
+                opened.add(model.hash)
+            except NNMeterError as exc:
+                failures[part] = failure_of(exc)
+                if isinstance(exc, WorkerCrashedError | TimeLimitError):  # and all it had loaded
+                    opened.clear()
+                    return Loaded(failures=failures)
+        ready = {part: model.hash for part, model in trial.models.items() if part not in failures}
+        if not ready:
+            return Loaded(failures=failures)
+        try:
+            answer = caller.call(
+                "race",
+                self._most_s + self._time_limit_s,
+                keys=list(dict.fromkeys(ready.values())),
+                visits=self._visits,
+                least_s=self._share * (time.monotonic() - start_s),
+                runs=self._runs,
+                seed=seed,
+                most_s=self._most_s,
+                gated=self._connection.gated,
+            )
+        except NNMeterError as exc:  # nobody knows which of them it was
+            opened.clear()
+            failure = failure_of(exc)
+            return Loaded(failures={**dict.fromkeys(ready, failure), **failures})
+        return Loaded(
+            visits={
+                part: [np.asarray(visit, dtype=np.int64) for visit in answer["visits"][digest]]
+                for part, digest in ready.items()
+            },
+            level_ns=float(answer["level_ns"]),
+            failures=failures,
+            runs=int(answer["runs"]),
+            counted=int(answer["counted"]),
+        )
+
+    def _drop(self, caller: Caller, keys: set[str]) -> None:
+        if keys and getattr(caller, "running", True):
+            # a process that cannot even do that has gone, and with it all that it had loaded
+            with suppress(NNMeterError):
+                caller.call("drop", self._time_limit_s, keys=sorted(keys))
