@@ -101,6 +101,8 @@ def test_defaults_are_those_of_the_guide(tmp_path):
         "POOL_STRIDES": 2,
         "EPS_ALPHA": 0.5,
         "EVIDENCE": "auto",
+        "CONFIDENCE": 0.95,
+        "TIME_BUDGET": 0.35,
         "OTHER_TESTCASES": ["MON"],
         "LAYERS_1D": ["fc"],
     }

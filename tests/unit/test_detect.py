@@ -22,7 +22,7 @@ from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.backends.interface import create_workspace
 from nn_meter.builder.profiling.store import Store
 from nn_meter.builder.workspace import open_workspace, read_json, write_json
-from nn_meter.errors import ConfigError, DetectionError, NNMeterError, ResultFileError
+from nn_meter.errors import DetectionError, NNMeterError, ResultFileError
 
 FILES = ("detected_results.json", "detected_fusion_rule.json")
 CPU = Environment(runtime="r", version="1", host="h")
@@ -547,12 +547,11 @@ def test_results_that_cannot_be_are_refused_and_nothing_is_written(
     assert files(ws) == {}
 
 
-@pytest.mark.parametrize("evidence", ["latency"])
-def test_evidence_that_is_not_there_yet(workspace, evidence):
-    ws = workspace(EVIDENCE=evidence)
-    with pytest.raises(ConfigError, match=f"EVIDENCE: {evidence} comes with a later release"):
-        detect_fusion_rule(DWCONV_RELU)
-    assert files(ws) == {}
+def test_latencies_filled_in_by_hand_are_no_experiment(workspace):
+    workspace(EVIDENCE="latency")
+    found = detect_fusion_rule(DWCONV_RELU)["BF_dwconv_relu"]
+    assert (found["verdict"], found["obey"], found["evidence"]) == ("undecided", None, "")
+    assert "experiment by the clock" in found["reason"]
     workspace(EVIDENCE="formula")
     assert detect_fusion_rule(DWCONV_RELU)["BF_dwconv_relu"]["evidence"] == "formula"
 

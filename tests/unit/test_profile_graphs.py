@@ -16,12 +16,13 @@ import pytest
 import yaml
 
 from nn_meter import registry
-from nn_meter.builder import convert_models, fill_latency, profile_models
+from nn_meter.builder import fill_latency
 from nn_meter.builder.backend_meta.fusion_rule_tester import detect_fusion_rule, generate_testcases
 from nn_meter.builder.backends import BaseBackend, connect_backend
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
+from nn_meter.builder.profiling.interface import convert_models, profile_models
 from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.workspace import open_workspace, read_json
 from nn_meter.errors import (

@@ -19,12 +19,12 @@ import pytest
 import yaml
 
 from nn_meter import registry
-from nn_meter.builder import convert_models, profile_models
 from nn_meter.builder.backend_meta.fusion_rule_tester import detect_fusion_rule, generate_testcases
 from nn_meter.builder.backends import BaseBackend, BaseParser, BaseProfiler, connect_backend
 from nn_meter.builder.backends.base import Environment, SessionBackend
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.nn_modules.info import info_file
+from nn_meter.builder.profiling.interface import convert_models, profile_models
 from nn_meter.builder.profiling.measure import identity
 from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.workspace import read_json

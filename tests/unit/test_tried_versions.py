@@ -6,11 +6,11 @@ import logging
 
 import pytest
 
-from nn_meter.builder import profile_models
 from nn_meter.builder.backend_meta.fusion_rule_tester import detect_fusion_rule
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.profiling.connection import Connection
+from nn_meter.builder.profiling.interface import profile_models
 from nn_meter.builder.workspace import read_json
 
 

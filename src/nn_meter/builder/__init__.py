@@ -29,7 +29,7 @@ _LAZY = {
     "convert_models": "profiling.interface",
     "create_workspace": "backends.interface",
     "fill_latency": "profiling.fill",
-    "profile_models": "profiling.interface",
+    "profile_models": "backend_meta.fusion_rule_tester.interface",
 }
 
 

@@ -351,6 +351,17 @@ class RuletestConfig(Settings):
         "executed), latency (a controlled experiment) or formula (the inequality above).",
         "auto, graph, latency or formula",
     )
+    CONFIDENCE: Annotated[float, BeforeValidator(_number), Field(ge=0.5, le=0.9999)] = _key(
+        0.95,
+        "With which a verdict by latency has to hold; what does not reach it is undecided.",
+        "a number from 0.5 to 0.9999",
+    )
+    TIME_BUDGET: Annotated[float, BeforeValidator(_number), Field(gt=0, le=86400)] = _key(
+        0.35,
+        "Seconds that the clock may take for each test case, on average (and 10 in all at the "
+        "least); what is not decided by then is undecided.",
+        "a number above 0",
+    )
     BASIC_TESTCASES: Annotated[list[str] | Literal["all"], BeforeValidator(_no_entries)] = _key(
         default_testcases(),
         "Pairs of operators to test, joined by _, or longer chains like conv_bn_relu; or: all "

@@ -12,7 +12,9 @@ __all__ = [
     "debug_option",
     "evidence_option",
     "json_option",
+    "like_option",
     "measuring_options",
+    "settings_option",
     "testcases_option",
     "time_limit_option",
     "workspace_option",
@@ -27,6 +29,19 @@ backend_option = click.option(
 )
 workspace_option = click.option(
     "--workspace", metavar="PATH", default="./nn-meter-workspace", show_default=True
+)
+like_option = click.option(  # of commands that keep nothing
+    "--workspace",
+    metavar="PATH",
+    help="Take the configuration of this workspace; nothing is written there.",
+)
+settings_option = click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A key of ruletest_config.yaml or backend_config.yaml, e.g. KERNEL_SIZE=1, THREADS=2. "
+    "May be given more than once.",
 )
 testcases_option = click.option(
     "--testcases",
@@ -44,10 +59,11 @@ time_limit_option = click.option(
 )
 evidence_option = click.option(
     "--evidence",
-    type=click.Choice(["auto", "graph", "formula"]),
-    help="What a verdict rests on: graph (what the runtime says that it executed), formula (the "
-    "guide's inequality on latencies) or auto (the graph where the backend can tell, else the "
-    "formula). Default: EVIDENCE of the configuration, which is auto.",
+    type=click.Choice(["auto", "graph", "latency", "formula"]),
+    help="What a verdict rests on: graph (what the runtime says that it executed), latency (a "
+    "controlled experiment by the clock), formula (the guide's inequality on latencies) or auto "
+    "(the first of them that there is, the others beside it). Default: EVIDENCE of the "
+    "configuration, which is auto.",
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."

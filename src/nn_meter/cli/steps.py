@@ -9,11 +9,14 @@ from typing import Any
 from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import make_testcase
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
-from nn_meter.builder.backend_meta.fusion_rule_tester.interface import generate_testcases
+from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
+    generate_testcases,
+    profile_models,
+)
 from nn_meter.builder.backends.base import BaseBackend, ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.interface import PLATFORMS, connect_backend
 from nn_meter.builder.config import RuletestConfig
-from nn_meter.builder.profiling.interface import check_needs_no_graph, profile_models
+from nn_meter.builder.profiling.interface import check_needs_no_graph
 from nn_meter.builder.profiling.results import TestCases
 from nn_meter.builder.profiling.run import ProfileSummary
 from nn_meter.builder.workspace import Workspace, open_workspace

@@ -17,7 +17,7 @@ _STYLES = {"fused": "green", "separate": "cyan"}
 _OPEN = ("undecided", "unsupported", "unmet")
 _KEPT = (
     *("obey", "verdict", "evidence", "reason", "kernels", "moves", "eliminated", "free", "edges"),
-    "when",
+    *("when", "others", "saving", "low", "high", "confidence", "cost", "control", "saves", "clock"),
 )
 FORMULA = (
     "Evidence 'formula' is the guide's inequality on average latencies of whole models. Against "
@@ -67,8 +67,11 @@ def print_table(
     timed = any(verdict["evidence"] == "formula" for verdict in detected.values()) and any(
         "latency" in entry for models in profiled.values() for entry in models.values()
     )
+    clocked = any("saving" in _clock(verdict) for verdict in detected.values())
     if ran:
         table.add_column("what ran", overflow="fold")
+    if clocked:
+        table.add_column("saves", no_wrap=True)
     if timed:
         table.add_column("block, ms", justify="right", no_wrap=True)
         table.add_column("ops, ms")
@@ -85,6 +88,7 @@ def print_table(
             f"[{style}]{told}[/]" if style else told,
             str(verdict["evidence"]),
             *([escape(", ".join(verdict.get("kernels") or ()))] if ran else []),
+            *([_saved(_clock(verdict))] if clocked else []),
             *([_ms(models.get("block", {})), "  ".join(ops)] if timed else []),
         )
     console = Console()
@@ -102,6 +106,18 @@ def print_table(
         click.echo(f"  {name} left out: {one_line(reason)}")
     if any(verdict["evidence"] == "formula" for verdict in detected.values()):
         click.echo(FORMULA)
+
+
+def _clock(verdict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the clock says, be it the verdict or beside it."""
+    found: Mapping[str, Any] = verdict.get("clock", verdict)
+    return found
+
+
+def _saved(clock: Mapping[str, Any]) -> str:
+    if "saving" not in clock:
+        return "-"
+    return f"{clock['saving']:.0%} ({clock['low']:.0%} to {clock['high']:.0%})"
 
 
 def _groups(edges: Sequence[Mapping[str, Any]]) -> str:

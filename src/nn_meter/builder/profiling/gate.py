@@ -20,7 +20,11 @@ _CALIBRATION_NS = 150_000_000
 _LOW = 0.02  # the quantile of the probes that stands for full speed
 _SLOWER = 1.3  # a probe that takes so many times the full speed's is slow: speeds are 1.6-2.2 apart
 _FASTER = 0.8  # so many times: the calibration itself fell into a slow spell
-_SURPRISES = 30  # so many of these, one after the other as it were, and it is done anew
+_SURPRISES = 30  # so many of these among so many probes, and full speed is what they took:
+_AMONG = round(_SURPRISES / _LOW)  # then the quantile is one of them
+_BARREN_NS, _BARREN_RUNS = 1_000_000_000, 200
+"""So long, and so many runs, without one that counts: slow spells are shorter, so the machine has
+become a slower one. The runs are for models that take as long as a spell does."""
 
 
 class SpeedGate:
@@ -31,7 +35,8 @@ class SpeedGate:
         work: What is timed; another one in tests.
 
     Attributes:
-        level_ns: What the work takes at full speed.
+        level_ns: What the work takes at full speed; 0: the clock is too coarse to tell, and no run
+            is taken for a slow one.
         calibrations: How often full speed was found anew; what was timed before the last time was
             timed at another speed.
     """
@@ -42,7 +47,9 @@ class SpeedGate:
         work: Callable[[], object] = lambda: sum(_PROBE),
     ) -> None:
         self._clock, self._work = clock, work
-        self._faster: deque[int] = deque(maxlen=_SURPRISES)
+        self._faster: deque[tuple[int, int]] = deque(maxlen=_SURPRISES)
+        self._probes = 0
+        self._barren_runs, self._barren_since_ns = 0, 0
         self.level_ns = 0.0
         self.calibrations = 0
         self.calibrate()
@@ -50,25 +57,52 @@ class SpeedGate:
     def calibrate(self) -> None:
         """Find out what the work takes at full speed: it is taken that some of the time is."""
         end = self._clock() + _CALIBRATION_NS
-        found = []
+        found = [self._timed()]  # whatever the clock does meanwhile
         while self._clock() < end:
             found.append(self._timed())
         self.level_ns = float(sorted(found)[int(_LOW * len(found))])
+        self._found_anew()
+
+    def _found_anew(self) -> None:
         self._faster.clear()
+        self._barren_runs = 0
         self.calibrations += 1
 
     def fast(self) -> bool:
         """Whether the processor runs at full speed; the second look is for a cache gone cold."""
-        return self._probe() or self._probe()
+        return not self.level_ns or self._probe() or self._probe()
+
+    def begin(self) -> None:
+        """Say that runs begin: the time until now is no stretch in which none counted."""
+        self._barren_runs = 0
+
+    def notice(self, runs: int, counted: int) -> None:
+        """Be told of runs; after a stretch in which none counted, full speed is found anew.
+
+        Without that nothing would ever count again on a machine that has become slower for good.
+
+        Args:
+            runs: How many there were since the last time.
+            counted: How many of them were at full speed.
+        """
+        now_ns = self._clock()
+        if counted:
+            self._barren_runs = 0
+            return
+        if not self._barren_runs:
+            self._barren_since_ns = now_ns
+        self._barren_runs += runs
+        if self._barren_runs >= _BARREN_RUNS and now_ns - self._barren_since_ns >= _BARREN_NS:
+            self.calibrate()
 
     def _probe(self) -> bool:
         taken = self._timed()
+        self._probes += 1
         if taken < _FASTER * self.level_ns:
-            self._faster.append(taken)
-            if len(self._faster) == _SURPRISES:
-                self.level_ns = float(sorted(self._faster)[_SURPRISES // 2])
-                self._faster.clear()
-                self.calibrations += 1
+            self._faster.append((self._probes, taken))
+            if len(self._faster) == _SURPRISES and self._probes - self._faster[0][0] < _AMONG:
+                self.level_ns = float(sorted(ns for _, ns in self._faster)[_SURPRISES // 2])
+                self._found_anew()
         return taken < _SLOWER * self.level_ns
 
     def _timed(self) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nn_meter.errors import (
 from nn_meter.progress import Progress, logged
 
 __all__ = [
+    "Bed",
     "check_needs_no_graph",
     "checked_time_limit",
     "convert_models",
@@ -97,6 +99,21 @@ def convert_models(
     return testcases
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bed:
+    """What an experiment is carried out on: a backend that opens sessions, and where samples go."""
+
+    workspace: Workspace
+    connection: Connection
+    store: Store
+    campaign: int
+    testcases: TestCases
+    time_limit_s: float
+    progress: Progress
+    summary: ProfileSummary
+    fresh: bool
+
+
 def profile_models(
     backend: BaseBackend,
     models: Mapping[str, Any] | str | Path,
@@ -112,6 +129,7 @@ def profile_models(
     retry_failed: bool = False,
     progress: Progress = logged,
     summary: ProfileSummary | None = None,
+    experiment: Callable[[Bed], None] | None = None,
 ) -> TestCases:
     """Measure the models of test cases on a backend.
 
@@ -137,6 +155,8 @@ def profile_models(
         retry_failed: Try models again that failed in an earlier call.
         progress: Told how far it is; default: the log, at level INFO.
         summary: Filled with what was done.
+        experiment: Carried out when the models were measured, with EVIDENCE ``auto`` or
+            ``latency``, on a backend whose models can be kept loaded.
 
     Returns:
         The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``;
@@ -163,6 +183,11 @@ def profile_models(
             )
         if not connection.shows_graph:
             check_needs_no_graph(workspace, connection.name)
+        if evidence == "latency" and not connection.sessions:
+            raise BackendError(
+                f"{workspace.ruletest_file}: EVIDENCE is latency, but {connection.name} cannot "
+                "keep models loaded, so that they could be timed in turn; choose formula"
+            )
         summary.environment = str(connection.environment)
         store = stack.enter_context(Store(workspace.store_file))
         number = store.environment(connection.name, connection.environment)
@@ -186,6 +211,20 @@ def profile_models(
             store.forget_failures(run.campaign)
             store.forget_graph_failures(number)
         run.profile(have_converted, broken_point_mode, progress, fresh=fresh)
+        if experiment is not None and evidence in ("auto", "latency") and connection.sessions:
+            experiment(
+                Bed(
+                    workspace=workspace,
+                    connection=connection,
+                    store=store,
+                    campaign=run.campaign,
+                    testcases=testcases,
+                    time_limit_s=time_limit_s,
+                    progress=progress,
+                    summary=summary,
+                    fresh=fresh,
+                )
+            )
     return testcases
 
 

@@ -6,9 +6,8 @@ backend itself imports.
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from nn_meter.builder.backends.base import (
 )
 from nn_meter.builder.backends.spec import BackendSpec
 from nn_meter.builder.profiling.gate import SpeedGate
+from nn_meter.builder.profiling.race import Race
 from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
 from nn_meter.latency import measured_latency
@@ -185,9 +185,6 @@ class BackendJobs:
     ) -> dict[str, Any]:
         """Time loaded models in turn, in rounds of random order, until each has enough visits.
 
-        A visit is one run that does not count, and some that do. With ``gated`` a run counts only
-        if the processor was at full speed before and behind it.
-
         Args:
             keys: The models.
             visits: Visits that each is to have at the least, with one counted run or more.
@@ -195,60 +192,35 @@ class BackendJobs:
             runs: Runs of a visit.
             seed: Of the order.
             most_s: Seconds after which it ends, with what there is by then.
-            gated: Whether the processor that runs this is the one that runs the models.
+            gated: Whether the processor that runs this is the one that runs the models: then a run
+                counts only if it was at full speed.
 
         Returns:
             ``visits``: for each model, for each of its visits, the ns of the runs that count;
-            ``level_ns``: what the gate's work takes at full speed (0 without a gate); ``runs`` and
-            ``counted``: how many there were, and how many count.
+            ``failed``: models that cannot be run, and the error as plain values; ``level_ns``: what
+            the gate's work takes at full speed (0 without a gate); ``runs`` and ``counted``: how
+            many there were, and how many stand in ``visits``.
         """
         if gated and self._gate is None:
             self._gate = SpeedGate()
         gate = self._gate if gated else None
-        order, rng = list(keys), random.Random(seed)
-        found: dict[str, list[list[int]]] = {key: [] for key in keys}
-        speed = gate.calibrations if gate is not None else 0
-        made = counted = 0
-        start_s = time.monotonic()
-        while (took_s := time.monotonic() - start_s) < most_s and (
-            took_s < least_s or min(map(len, found.values())) < visits
-        ):
-            rng.shuffle(order)
-            for key in order:
-                taken = self._visit(key, runs, gate)
-                made, counted = made + runs, counted + len(taken)
-                if taken:
-                    found[key].append(taken)
-            if gate is not None and gate.calibrations != speed:  # all that was at another speed
-                speed = gate.calibrations
-                found = {key: [] for key in keys}
+        sessions = {key: self._sessions[key] for key in keys}
+        race = Race(sessions, runs=runs, seed=seed, gate=gate)
+        race.run(visits=visits, least_s=least_s, most_s=most_s)
         return {
-            "visits": found,
+            "visits": race.visits,
+            "failed": race.failed,
             "level_ns": gate.level_ns if gate is not None else 0.0,
-            "runs": made,
-            "counted": counted,
+            "runs": race.made,
+            "counted": sum(len(taken) for found in race.visits.values() for taken in found),
         }
 
-    def _visit(self, key: str, runs: int, gate: SpeedGate | None) -> list[int]:
-        session = self._sessions[key]
-        session.time(1)
-        if gate is None:
-            return [int(ns) for ns in session.time(runs)]
-        found = []
-        was_fast = gate.fast()
-        for _ in range(runs):
-            ns = int(session.time(1)[0])
-            is_fast = gate.fast()
-            if was_fast and is_fast:
-                found.append(ns)
-            was_fast = is_fast
-        return found
-
     def drop(self, keys: Sequence[str]) -> None:
-        """Unload some models."""
-        for key in keys:
-            if key in self._sessions:
-                self._sessions.pop(key).close()
+        """Unload some models; one that cannot be closed keeps none of the others loaded."""
+        with ExitStack() as stack:
+            for key in keys:
+                if key in self._sessions:
+                    stack.callback(self._sessions.pop(key).close)
 
     def close(self) -> None:
         """Unload all models."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nn_meter.builder.profiling.plan import Plan
+from nn_meter.builder.profiling.race import checked_samples
 from nn_meter.builder.profiling.store import Failure, Store
 from nn_meter.errors import (
     BackendError,
@@ -163,11 +164,7 @@ def measure_samples(
         for name in asked.models:
             with _failing(by_name[name]):
                 ns = caller.call("time", time_limit_s, key=name, runs=asked.runs)
-                found = np.asarray(ns, dtype=np.int64)
-                if found.shape != (asked.runs,) or (found <= 0).any():
-                    raise BackendError(
-                        f"{asked.runs} samples were asked for, but the backend gave {ns!r:.200}"
-                    )
+                found = checked_samples(ns, asked.runs)
             visits.append((name, by_name[name].hash, found))
         store.add_round(load, testcase, visits)
         for name, _, found in visits:

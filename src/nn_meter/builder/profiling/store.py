@@ -96,6 +96,7 @@ class Provenance:
     backend: str
     environment: dict[str, Any]
     key: str
+    number: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,20 +452,24 @@ class Store:
         if not rows:
             return None
         ((backend, data, key),) = rows
-        return Provenance(backend=backend, environment=self._read(_mapping, data), key=key)
+        return Provenance(
+            backend=backend, environment=self._read(_mapping, data), key=key, number=environment
+        )
 
     def provenance(self, testcase: str, model: str, latency: str) -> Provenance | None:
         """Where a latency was measured; None: not here, so somebody filled it in."""
         rows = self._rows(
-            "SELECT backend, data, key FROM reported JOIN environments "
+            "SELECT backend, data, key, environments.id FROM reported JOIN environments "
             "ON environments.id = reported.environment "
             "WHERE testcase = ? AND model = ? AND latency = ? ORDER BY reported.rowid DESC LIMIT 1",
             *(testcase, model, latency),
         )
         if not rows:
             return None
-        ((backend, data, key),) = rows
-        return Provenance(backend=backend, environment=self._read(_mapping, data), key=key)
+        ((backend, data, key, number),) = rows
+        return Provenance(
+            backend=backend, environment=self._read(_mapping, data), key=key, number=number
+        )
 
 
 def graph_reference(environment: int, digest: str) -> str:

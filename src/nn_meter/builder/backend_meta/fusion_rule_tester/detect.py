@@ -121,4 +121,4 @@ def _missing(models: Mapping[str, Mapping[str, Any]]) -> str:
             return f"the model {model} has no latency" + (
                 "" if entry.get("graph") else ", and its executed graph is not known"
             )
-    return "no evidence speaks for it"
+    return "neither an executed graph nor an experiment by the clock speaks for it"

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.evidence import LatencyEvidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench
 from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import (
     CaseGraphs,
     GraphEvidence,
@@ -82,7 +84,7 @@ def check_evidence(choice: str, source: Path) -> None:
         )
 
 
-_CHOICES = ("auto", "graph", "formula")
+_CHOICES = ("auto", "graph", "latency", "formula")
 
 
 class Judges:
@@ -91,28 +93,46 @@ class Judges:
     Args:
         choice: The value of ``EVIDENCE``.
         graphs: What is known of executed graphs: rule -> its graphs.
+        benches: What the clock was asked: rule -> the bench that has its questions.
     """
 
-    def __init__(self, choice: str, graphs: Mapping[str, CaseGraphs]) -> None:
+    def __init__(
+        self,
+        choice: str,
+        graphs: Mapping[str, CaseGraphs],
+        benches: Mapping[str, Bench] | None = None,
+    ) -> None:
         self._choice = choice
         self._graph, self._formula = GraphEvidence(graphs), Formula()
+        self._latency = LatencyEvidence(benches or {})
 
     def judge(self, case: BaseTestCase, models: Mapping[str, Mapping[str, Any]]) -> Verdict | None:
         """Judge a test case by the best kind that has something to go by.
 
         With ``auto`` a ``test`` or ``load_latency`` of the user's own decides, else the graph, else
-        the formula; what the other kind says is recorded beside it.
+        the clock, else the formula; what the other kinds say is recorded beside it.
         """
-        if self._choice != "auto":
-            return (self._graph if self._choice == "graph" else self._formula).judge(case, models)
-        graph, formula = self._graph.judge(case, models), self._by_formula(case, models)
-        first, second = (formula, graph) if _decides_itself(case) else (graph, formula)
-        if first is None or second is None:
-            return first or second
+        graph = self._graph.judge(case, models) if self._choice in ("auto", "graph") else None
+        if self._choice == "graph":
+            return graph
+        latency = self._latency.judge(case, models) if self._choice != "formula" else None
+        if self._choice == "formula":
+            return self._formula.judge(case, models)
+        formula = self._by_formula(case, models)
+        order = [graph, latency] if self._choice == "auto" else [latency]
+        if self._choice == "auto":
+            order = [formula, *order] if _decides_itself(case) else [*order, formula]
+        found = [verdict for verdict in order if verdict is not None]
+        if not found:
+            return None
+        first, others = found[0], found[1:]
+        if self._choice == "latency" and formula is not None:
+            others = [formula]
         return replace(
             first,
-            others={second.evidence: second.obey},
-            latency=first.latency or second.latency,  # for DETAIL
+            others={other.evidence: other.obey for other in others},
+            latency=first.latency or (formula.latency if formula is not None else {}),  # for DETAIL
+            clock=latency.clock if latency is not None else None,
         )
 
     def _by_formula(

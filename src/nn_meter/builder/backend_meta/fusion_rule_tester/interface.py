@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import ask_the_clock
 from nn_meter.builder.backend_meta.fusion_rule_tester.detect import detect
 from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges, check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
 from nn_meter.builder.backend_meta.fusion_rule_tester.origins import read_origins
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
+from nn_meter.builder.profiling import interface as profiling
 from nn_meter.builder.profiling.interface import checked_time_limit
 from nn_meter.builder.profiling.results import (
     TestCases,
@@ -22,7 +25,7 @@ from nn_meter.builder.workspace import Workspace, builder_config, write_json
 from nn_meter.errors import DetectionError, OperatorError
 from nn_meter.progress import Progress, logged
 
-__all__ = ["detect_fusion_rule", "generate_testcases"]
+__all__ = ["detect_fusion_rule", "generate_testcases", "profile_models"]
 
 
 def generate_testcases(
@@ -79,6 +82,12 @@ def generate_testcases(
     return found.testcases
 
 
+@functools.wraps(profiling.profile_models)
+def profile_models(*args: Any, **kwargs: Any) -> TestCases:
+    """The guide's, which asks the clock, too, where EVIDENCE may need it."""
+    return profiling.profile_models(*args, experiment=ask_the_clock, **kwargs)
+
+
 def detect_fusion_rule(
     profiled_results: Mapping[str, Any] | str | Path, workspace: Workspace | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -121,7 +130,7 @@ def detect_fusion_rule(
     verdicts = detect(
         profiled,
         config,
-        Judges(workspace.ruletest.EVIDENCE, known.graphs),
+        Judges(workspace.ruletest.EVIDENCE, known.graphs, known.benches),
         {name: rule["obey"] for name, rule in earlier.items()},
     )
     detail = workspace.ruletest.DETAIL

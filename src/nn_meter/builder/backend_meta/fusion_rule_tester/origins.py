@@ -8,7 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import asked_of
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Asked, bench_of
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench
+from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical, testcase_named
 from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import CaseGraphs
 from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling.measure import identity
@@ -34,10 +38,12 @@ class Origins:
     Attributes:
         origin: The backend and environment of all of them; None: of several, or filled in by hand.
         graphs: Rule -> its executed graphs, of rules none of whose latencies were filled in.
+        benches: Rule -> what the clock was asked, of the same rules.
     """
 
     origin: Provenance | None = None
     graphs: Mapping[str, CaseGraphs] = field(default_factory=dict)
+    benches: Mapping[str, Bench] = field(default_factory=dict)
 
     def environment(self) -> dict[str, Any] | None:
         """As rules have it."""
@@ -59,16 +65,19 @@ def _read(
 ) -> Origins:
     places: dict[tuple[str, str] | None, Provenance | None] = {}
     graphs: dict[str, CaseGraphs] = {}
+    measured: dict[int, list[Asked]] = {}
     around = read_situations(workspace)
     for given, models in profiled.items():
         rule = canonical(given, config)
         by_hand = False
         found: dict[str, StoredGraph] = {}
         environments = set()
+        timed = set()
         for model, entry in models.items():
             if entry.get("latency") is not None:
                 place = store.provenance(rule, model, str(entry["latency"]))
                 by_hand |= place is None
+                timed |= {place.number} if place is not None else set()
                 places[_key(place)] = place
             reference = read_graph_reference(entry.get("graph"))
             if reference is not None and not _is_of(workspace, entry, reference[1]):
@@ -80,6 +89,9 @@ def _read(
             if reference is not None and stored is not None:
                 environments.add(reference[0])
                 found[model] = stored
+        if not by_hand and len(timed | environments) == 1:
+            asked = asked_of(workspace, testcase_named(rule, config), models)
+            measured.setdefault(next(iter(timed | environments)), []).append(asked)
         if by_hand or len(environments) != 1:
             continue
         (environment,) = environments
@@ -90,7 +102,18 @@ def _read(
             situations=_situations(workspace, store, environment, around.get(rule, {})),
         )
     origin = next(iter(places.values())) if len(places) == 1 else None
-    return Origins(origin=origin, graphs=graphs)
+    benches = {}
+    for number, questions in measured.items():
+        bench, _ = bench_of(
+            questions,
+            store,
+            store.campaign(number),
+            method=Method(),
+            alpha=config["EPS_ALPHA"],
+            confidence=config["CONFIDENCE"],
+        )
+        benches.update(dict.fromkeys([each.rule for each in questions], bench))
+    return Origins(origin=origin, graphs=graphs, benches=benches)
 
 
 def _is_of(workspace: Workspace, entry: Mapping[str, Any], digest: str) -> bool:

@@ -32,12 +32,14 @@ _LARGEST = 2**27  # values in one tensor: 0.5 GB of float32
 _NOT_FOR_MODELS = frozenset(
     {
         "BASIC_TESTCASES",
+        "CONFIDENCE",
         "DETAIL",
         "EPS_ALPHA",
         "EVIDENCE",
         "LAYERS_1D",
         "MODEL_DIR",
         "OTHER_TESTCASES",
+        "TIME_BUDGET",
     }
 )
 

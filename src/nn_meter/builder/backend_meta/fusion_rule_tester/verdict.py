@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Edge", "Obey", "Verdict"]
+__all__ = ["Edge", "Obey", "Saving", "Verdict"]
 
 Obey = bool | str | None
 
@@ -38,6 +38,51 @@ class Edge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What a controlled experiment by the clock says of a test case.
+
+    Attributes:
+        verdict: As in ``Verdict``.
+        confidence: With which the verdict holds, and the truth lies in the interval.
+        saving: What running the ops together saves, as a share of what the cheaper side costs in
+            the graph; of a test case of cases: by how much the case named fits better than the
+            next, as a share of the block; None: not known.
+        low, high: The interval of ``saving``.
+        loads: How often its models were loaded and timed.
+        runtime_s: Seconds that the runtime took for the runs that count.
+        control: The op that stood between the two in the control that it was held against.
+        reason: Why it cannot be told, if it cannot.
+    """
+
+    verdict: str
+    confidence: float
+    saving: float | None = None
+    low: float | None = None
+    high: float | None = None
+    loads: int = 0
+    runtime_s: float = 0.0
+    control: str = ""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As results have it, without the verdict."""
+        found: dict[str, Any] = {}
+        if self.saving is not None and self.low is not None and self.high is not None:
+            found = {
+                "saving": round(self.saving, 4),
+                "low": round(self.low, 4),
+                "high": round(self.high, 4),
+            }
+        found |= {
+            "confidence": self.confidence,
+            "cost": {"loads": self.loads, "runtime_s": round(self.runtime_s, 6)},
+        }
+        if self.control:
+            found["control"] = self.control
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What was found of a test case.
 
@@ -56,6 +101,7 @@ class Verdict:
         edges: Of a chain of three and more ops, each two neighbours.
         when: The same question in other situations: name of the situation -> its verdict.
         others: What other kinds of evidence say: their name -> obey.
+        clock: What the controlled experiment found, if there was one.
     """
 
     obey: Obey
@@ -70,6 +116,7 @@ class Verdict:
     edges: Sequence[Edge] = ()
     when: Mapping[str, Verdict] = field(default_factory=dict)
     others: Mapping[str, Obey] = field(default_factory=dict)
+    clock: Saving | None = None
 
     @classmethod
     def of(cls, answer: bool | str, evidence: str, **rest: Any) -> Verdict:
@@ -113,4 +160,12 @@ class Verdict:
             }
         if self.others:
             found["others"] = dict(self.others)
+        if self.clock is not None and self.evidence == "latency":
+            found |= self.clock.to_json()
+        elif self.clock is not None:
+            if self.obey is True and self.clock.verdict in ("fused", "separate"):
+                found["saves"] = self.clock.verdict == "fused"
+            found["clock"] = {"verdict": self.clock.verdict, **self.clock.to_json()}
+            if self.clock.reason:
+                found["clock"]["reason"] = self.clock.reason
         return found

@@ -25,8 +25,6 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
 
 __all__ = ["Opinion", "decide", "layouts_of"]
 
-Word = Literal["fused", "separate", "free", "undecided"]
-
 _FREE_LIKE = 0.4  # of what it costs elsewhere: behind this barrier the tail seems to be fused
 _HOME = 1.25  # times as dear behind a plain op: a pool is at home in a layout of the library's own
 _SLOWER = 4.0  # of the scale, dearer together than apart: then something else runs
@@ -44,7 +42,7 @@ class Opinion:
     """What the clock says about an edge.
 
     Attributes:
-        verdict: In a word.
+        verdict: ``fused``, ``separate``, ``free``, ``undecided``, or the name of a case.
         saving: What the block saves, as a share of what the cheaper side costs; None: not known.
         low, high: The interval of ``saving``.
         reason: Why it is undecided, or what is free.
@@ -55,7 +53,7 @@ class Opinion:
         more: Ask for the models without the head, too: they may explain the saving.
     """
 
-    verdict: Word
+    verdict: str
     saving: float | None = None
     low: float | None = None
     high: float | None = None

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import CALL
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     HEAD,
+    REFERENCE,
     Design,
     Method,
     between,
@@ -21,7 +23,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Times, times_of
-from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, model_config
 from nn_meter.builder.nn_modules.frameworks import suffix_of
 from nn_meter.builder.nn_modules.info import read_info
 from nn_meter.builder.profiling.connection import Connection
@@ -33,7 +35,7 @@ from nn_meter.builder.workspace import Workspace, make_folder
 from nn_meter.errors import NNMeterError, OperatorError
 from nn_meter.progress import Progress
 
-__all__ = ["Asked", "Measured", "bench_of", "measure"]
+__all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names"]
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +50,17 @@ class Asked:
 
     Attributes:
         rule: Its name.
-        ops: The operators of its chain.
         config: The keys that its models are made with.
+        ops: The operators of its chain, if it is one.
+        cases: Case -> its models, if it is a test case of cases.
+        files: Their models and the block's, by name.
     """
 
     rule: str
-    ops: tuple[str, ...]
     config: Mapping[str, Any]
+    ops: tuple[str, ...] = ()
+    cases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, Model] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
@@ -96,6 +102,9 @@ def bench_of(
     refused: dict[str, str] = {}
     known = store.trials(campaign, _PREFIX)
     for each in asked:
+        if each.cases:
+            question = _case_question(each, known)
+            questions[question.name] = question
         for edge in range(1, len(each.ops)):
             name = f"{_PREFIX}{each.rule}:{edge}"
             try:
@@ -106,13 +115,14 @@ def bench_of(
             reference = _reference_name(design)
             if reference not in references:
                 references[reference] = _loads(
-                    known.get(reference, ()), reference_design(design), method
+                    known.get(reference, ()), _keys(reference_design(design)), method.replicas
                 )
             questions[name] = Question(
                 name=name,
+                rule=each.rule,
                 design=design,
                 reference=reference,
-                loads=_loads(known.get(name, ()), design.models, method),
+                loads=_loads(known.get(name, ()), _keys(design.models), method.replicas),
             )
     bench = Bench(
         questions=questions,
@@ -122,9 +132,34 @@ def bench_of(
         confidence=confidence,
     )
     for question in questions.values():
-        if question.loads:
-            bench.look(question)
+        bench.replay(question)
     return bench, refused
+
+
+def trial_names(store: Store, campaign: int, asked: Iterable[Asked]) -> list[str]:
+    """What the trials of rules are stored under."""
+    starts = tuple(f"{_PREFIX}{each.rule}:" for each in asked)
+    return [name for name in store.trials(campaign, _PREFIX) if name.startswith(starts)]
+
+
+def _case_question(asked: Asked, known: Mapping[str, Any]) -> Question:
+    config = asked.config
+    call = Chain(
+        implement=config["IMPLEMENT"],
+        ops=(REFERENCE,),
+        input_shape=(1,),
+        config=model_config(config),
+    )
+    name = f"{_PREFIX}{asked.rule}:cases"
+    keys = {CALL: build.chain_key(call), **{p: model.hash for p, model in asked.files.items()}}
+    return Question(
+        name=name,
+        rule=asked.rule,
+        cases=asked.cases,
+        files=asked.files,
+        call=call,
+        loads=_loads(known.get(name, ()), keys, 1),
+    )
 
 
 def _reference_name(design: Design) -> str:
@@ -134,10 +169,9 @@ def _reference_name(design: Design) -> str:
 
 def _loads(
     rounds: Sequence[Sequence[tuple[str, str, Any]]],
-    models: Mapping[str, Chain],
-    method: Method,
+    keys: Mapping[str, str],
+    replicas: int,
 ) -> list[Times]:
-    keys = {part: build.chain_key(chain) for part, chain in models.items()}
     found: list[Times] = []
     for visits in rounds:
         level = next((float(ns[0]) for part, _, ns in visits if part == GATE), 0.0)
@@ -145,9 +179,13 @@ def _loads(
         for part, key, ns in visits:
             if keys.get(part) == key:
                 seen.setdefault(part, []).append(ns)
-        if times := times_of(seen, level, method.replicas):
+        if times := times_of(seen, level, replicas):
             found.append(times)
     return found
+
+
+def _keys(models: Mapping[str, Chain]) -> dict[str, str]:
+    return {part: build.chain_key(chain) for part, chain in models.items()}
 
 
 def measure(
@@ -171,12 +209,15 @@ def measure(
     references = {
         q.reference: reference_design(q.design)
         for q in open_
-        if len(bench.references[q.reference]) < method.first_loads
+        if q.design is not None and len(bench.references[q.reference]) < method.first_loads
     }
     shelf.fetch(chain for models in references.values() for chain in models.values())
     for question in open_:
-        shelf.without(question, reference_design(question.design))
-    shelf.fetch(question.design.models[part] for question in open_ for part in question.parts())
+        if question.design is not None:
+            shelf.without(question, question.design)
+        else:
+            shelf.put(question.files)
+    shelf.fetch(chain for question in open_ for chain in question.chains().values())
     bench.started_s = bench.clock()
     end_s = bench.started_s + budget_s
     start = time.monotonic()
@@ -203,7 +244,7 @@ def measure(
 
         groups = []
         for name, models in references.items():
-            trial = shelf.trial(name, models, {})
+            trial = shelf.trial(name, models, {}, {})
             if trial.models:
                 groups += [[trial]] * (method.first_loads - len(bench.references[name]))
         runner.run(groups, take=take_reference, goes_on=goes_on)
@@ -214,7 +255,8 @@ def measure(
             question = bench.questions[trial.name]
             for part, failure in loaded.failures.items():
                 question.missing[part] = f"{part}: {failure.kind}: {failure.reason}"
-            if times := times_of(loaded.visits, loaded.level_ns, method.replicas):
+            replicas = method.replicas if question.design is not None else 1
+            if times := times_of(loaded.visits, loaded.level_ns, replicas):
                 question.loads.append(times)
             question.cost_s += loaded.runtime_s
             bench.look(question)
@@ -222,14 +264,15 @@ def measure(
             progress("clock", settled, total, trial.name.removeprefix(_PREFIX))
 
         while goes_on() and (waiting := bench.waiting(tries)):
-            shelf.fetch([q.design.models[part] for q in waiting for part in q.parts()])
+            shelf.fetch(chain for question in waiting for chain in question.chains().values())
             groups = []
             for group in _by_head(waiting):
                 trials = []
                 for question in group:
                     tries[question.name] = tries.get(question.name, 0) + 1
-                    models = {part: question.design.models[part] for part in question.parts()}
-                    trial = shelf.trial(question.name, models, question.missing)
+                    trial = shelf.trial(
+                        question.name, question.chains(), question.files, question.missing
+                    )
                     if question.impossible:
                         bench.look(question)
                     else:
@@ -251,7 +294,10 @@ def _by_head(questions: Sequence[Question]) -> list[list[Question]]:
     """Groups that share the models of the head, largest first, none of more than a few."""
     found: dict[str, list[Question]] = {}
     for question in questions:
-        key = build.chain_key(question.design.models[HEAD])
+        if question.design is None:
+            key = question.name
+        else:
+            key = build.chain_key(question.design.models[HEAD])
         found.setdefault(key, []).append(question)
     groups = [
         group[i : i + _GROUP] for group in found.values() for i in range(0, len(group), _GROUP)
@@ -341,23 +387,48 @@ class _Shelf:
             )
         return found
 
-    def without(self, question: Question, reference: Mapping[str, Chain]) -> None:
+    def put(self, files: Mapping[str, Model]) -> None:
+        """Convert models that are there already."""
+        fresh = {m.hash: m for m in files.values() if m.hash not in self._models}
+        outcomes = convert_all(
+            self._connection,
+            self._workspace,
+            fresh,
+            time_limit_s=self._time_limit_s,
+            progress=self._progress,
+        )
+        for digest, outcome in outcomes.items():
+            self._models[digest] = (
+                f"{outcome.kind}: {outcome.reason}" if isinstance(outcome, Failure) else outcome
+            )
+
+    def without(self, question: Question, design: Design) -> None:
         """Leave out of a question the barriers that the runtime refuses even alone."""
-        for name in question.design.barriers:
+        reference = reference_design(design)
+        for name in design.barriers:
             chain = reference.get(without_head(name))
             found = self._models.get(build.chain_key(chain)) if chain is not None else None
             if isinstance(found, str):
-                for tail in (False, True):
-                    question.missing[between(name, tail=tail)] = f"{name}: {found}"
-                question.missing[without_head(name)] = f"{name}: {found}"
-                question.missing[without_head(name, question.design.tail)] = f"{name}: {found}"
+                for part in (
+                    between(name),
+                    between(name, tail=True),
+                    without_head(name),
+                    without_head(name, design.tail),
+                ):
+                    question.missing[part] = f"{name}: {found}"
 
-    def trial(self, name: str, models: Mapping[str, Chain], missing: dict[str, str]) -> Trial:
+    def trial(
+        self,
+        name: str,
+        models: Mapping[str, Chain],
+        files: Mapping[str, Model],
+        missing: dict[str, str],
+    ) -> Trial:
         """A load of models; ``missing`` is told of those that cannot be had."""
         ready: dict[str, Model] = {}
         digests: dict[str, str] = {}
-        for part, chain in models.items():
-            key = build.chain_key(chain)
+        keys = _keys(models) | {part: model.hash for part, model in files.items()}
+        for part, key in keys.items():
             model = self._models[key]
             if isinstance(model, str):
                 missing[part] = f"{part}: {model}"

@@ -11,7 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock import cases
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion, decide
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     BLOCK,
@@ -27,6 +29,8 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
     Times,
     fit_spread,
 )
+from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain
+from nn_meter.builder.profiling.measure import Model
 
 __all__ = ["Bench", "Question"]
 
@@ -35,12 +39,16 @@ _UNSETTLED = Opinion(verdict="undecided", reason="nothing was measured")
 
 @dataclass
 class Question:
-    """One edge, and what is known of it so far.
+    """One edge, or one test case of cases, and what is known of it so far.
 
     Attributes:
         name: Of its trials in the store.
-        design: Its models.
+        rule: The rule that it is of.
+        design: Its models, if it is an edge.
         reference: Name of the reference that goes with it.
+        cases: Case -> its models, if it is a test case of cases.
+        files: The models that are there already: those of a test case of cases.
+        call: The model that costs no more than its call, if it is one.
         loads: The times of its loads.
         missing: Parts whose model cannot be had, and why.
         opinion: What the clock says.
@@ -50,8 +58,12 @@ class Question:
     """
 
     name: str
-    design: Design
-    reference: str
+    rule: str
+    design: Design | None = None
+    reference: str = ""
+    cases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, Model] = field(default_factory=dict)
+    call: Chain | None = None
     loads: list[Times] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     opinion: Opinion = _UNSETTLED
@@ -59,8 +71,16 @@ class Question:
     cost_s: float = 0.0
     decided_at_s: float | None = None
 
+    def chains(self) -> dict[str, Chain]:
+        """What is to be built for its next load, by part."""
+        if self.design is not None:
+            return {part: self.design.models[part] for part in self.parts()}
+        return {cases.CALL: self.call} if self.call is not None else {}
+
     def parts(self) -> list[str]:
         """The models of its next load."""
+        if self.design is None:
+            return list(dict.fromkeys([cases.BLOCK, cases.CALL, *chain(*self.cases.values())]))
         found = [HEAD, BLOCK]
         for name in self.opinion.near or self.design.barriers:
             found += [between(name), between(name, tail=True)]
@@ -71,10 +91,8 @@ class Question:
     @property
     def impossible(self) -> str:
         """Why it cannot be asked at all; empty: it can."""
-        for part in (HEAD, BLOCK):
-            if part in self.missing:
-                return self.missing[part]
-        return ""
+        needed = (HEAD, BLOCK) if self.design is not None else self.parts()
+        return next((self.missing[part] for part in needed if part in self.missing), "")
 
 
 @dataclass
@@ -107,6 +125,10 @@ class Bench:
         """What one look may spend."""
         return (1 - self.confidence) / len(self.method.looks)
 
+    def of(self, rule: str) -> list[Question]:
+        """The questions of a rule, in the order of its edges."""
+        return [question for question in self.questions.values() if question.rule == rule]
+
     def look(self, question: Question) -> None:
         """Decide a question by what there is."""
         if question.impossible:
@@ -116,21 +138,34 @@ class Bench:
             return
         if question.opinion.control and len(question.loads) not in self.method.looks:
             return  # not one of the looks that the error was shared among
-        opinion = decide(
-            question.design,
-            question.loads,
-            self.references[question.reference],
-            self.spread,
-            alpha=self.alpha,
-            error_rate=self.error_rate,
-            among=question.opinion.near,
-        )
+        if question.design is None:
+            opinion = cases.decide_case(
+                question.cases, question.loads, self.spread, error_rate=self.error_rate
+            )
+        else:
+            opinion = decide(
+                question.design,
+                question.loads,
+                self.references[question.reference],
+                self.spread,
+                alpha=self.alpha,
+                error_rate=self.error_rate,
+                among=question.opinion.near,
+            )
         opinion = replace(opinion, near=question.opinion.near or opinion.near)
         if opinion.more and not question.with_heads_away:
             question.with_heads_away = True
         question.opinion = opinion
         if self.is_settled(question) and question.decided_at_s is None:
             question.decided_at_s = self.clock() - self.started_s
+
+    def replay(self, question: Question) -> None:
+        """Look at a question as often as when its loads came, one after the other."""
+        loads, question.loads = question.loads, []
+        for load in loads:
+            question.loads.append(load)
+            if not self.is_settled(question):
+                self.look(question)
 
     def look_at_all(self) -> None:
         """Decide all questions that are not settled, with the spread as all of them show it."""
@@ -165,7 +200,8 @@ class Bench:
     def _variances(self) -> Iterator[tuple[float, int]]:
         start = Spread(variance=1.0, freedom=1.0)
         for question in self.questions.values():
-            for name in question.design.barriers[:1]:
+            barriers = question.design.barriers if question.design is not None else []
+            for name in barriers[:1]:
                 yield from _own(
                     question.loads,
                     {HEAD: 1, between(name, tail=True): 1, BLOCK: -1, between(name): -1},

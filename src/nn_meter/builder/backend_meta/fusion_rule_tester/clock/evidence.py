@@ -1,0 +1,107 @@
+"""Verdicts from what is stored of the clock's experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
+from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Saving, Verdict
+
+__all__ = ["LatencyEvidence"]
+
+_WORDS = ("fused", "separate", "free")
+
+
+class LatencyEvidence:
+    """The controlled experiments of a workspace.
+
+    Args:
+        benches: Rule -> the bench that has its questions.
+    """
+
+    name = "latency"
+
+    def __init__(self, benches: Mapping[str, Bench]) -> None:
+        self._benches = benches
+
+    def judge(self, case: BaseTestCase, models: Mapping[str, object]) -> Verdict | None:
+        """Judge a test case; None: the clock was not asked."""
+        bench = self._benches.get(case.name)
+        if bench is None:
+            return None
+        questions = bench.of(case.name)
+        if not any(question.loads or question.missing for question in questions):
+            return None
+        saving = _saving(questions, bench.confidence)
+        verdict, obey = saving.verdict, None
+        if verdict in ("fused", "separate"):
+            obey = verdict == "fused"
+        elif verdict in case.cases:
+            return Verdict.of(verdict, self.name, clock=saving)
+        edges: tuple[Edge, ...] = ()
+        if isinstance(case, BasicFusion) and len(case.ops) > 2:
+            edges = tuple(
+                _edge(pair, question.opinion)
+                for pair, question in zip(pairwise(case.ops), questions, strict=False)
+            )
+        free = _named(case, questions) if verdict == "free" else ()
+        return Verdict(
+            obey=obey,
+            verdict=verdict,
+            evidence=self.name,
+            reason=saving.reason,
+            free=free,
+            edges=edges,
+            clock=saving,
+        )
+
+
+def _saving(questions: list[Question], confidence: float) -> Saving:
+    """Of all edges the one that decides: one that is open, else one that does not fuse."""
+    opinions = [question.opinion for question in questions]
+    order = ("undecided", "free", "separate")
+    first = next(
+        (o for word in order for o in opinions if o.verdict == word),
+        min(opinions, key=lambda opinion: opinion.saving or 0.0),
+    )
+    # a chain is not one kernel if one of its edges is none
+    first = next((o for o in opinions if o.verdict == "separate"), first)
+    return Saving(
+        verdict=first.verdict,
+        confidence=confidence,
+        saving=first.saving,
+        low=first.low,
+        high=first.high,
+        loads=sum(len(question.loads) for question in questions),
+        runtime_s=sum(question.cost_s for question in questions),
+        control=first.control,
+        reason=first.reason,
+    )
+
+
+def _edge(ops: tuple[str, str], opinion: Opinion) -> Edge:
+    free = tuple(op for op, side in zip(ops, ("head", "tail"), strict=True) if side in opinion.free)
+    word = opinion.verdict
+    if word == "fused":
+        return Edge(ops=ops, verdict="fused")
+    if word == "separate":
+        return Edge(ops=ops, verdict="separate")
+    if word == "free":
+        return Edge(ops=ops, verdict="free", free=free)
+    return Edge(ops=ops, verdict="undecided", reason=opinion.reason)
+
+
+def _named(case: BaseTestCase, questions: list[Question]) -> tuple[str, ...]:
+    """The names of the ops that cost nothing."""
+    if not isinstance(case, BasicFusion):
+        return ()
+    found: list[str] = []
+    for position, question in enumerate(questions):
+        for side, at in (("head", position), ("tail", position + 1)):
+            if side in question.opinion.free and case.ops[at] not in found:
+                found.append(case.ops[at])
+    return tuple(found)
