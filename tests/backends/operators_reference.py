@@ -281,6 +281,14 @@ def softmax(tensors: list[Array], weights: list[Array], setting: Setting) -> Arr
     return powers / sum(powers)
 
 
+def runningsum(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """Along the last axis, whichever that is in the framework's layout."""
+    out = tensors[0].copy()
+    for i in range(1, out.shape[-1]):
+        out[..., i] += out[..., i - 1]
+    return out
+
+
 def reshape(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     """[H, W, C] to [C, H, W], [C, H, W] to [H, W, C], [N] to [1, 2, N / 2]; data in place."""
     x = tensors[0]
@@ -376,4 +384,5 @@ OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
     "Pad": pad,
     "Resize": resize,
     "ChannelShuffle": channelshuffle,
+    "RunningSum": runningsum,
 }

@@ -31,7 +31,7 @@ WINDOWED = ("Conv", "DwConv", "ConvTrans", "MaxPool", "AvgPool")
 BOTH_RANKS = (
     *("FC", "Relu", "Relu6", "Sigmoid", "Hswish", "Reshape", "Add", "Concat"),
     *("Swish", "Gelu", "LeakyRelu", "PRelu", "HardSigmoid", "Tanh"),
-    *("LayerNorm", "Softmax", "MatMul", "Mul"),
+    *("LayerNorm", "Softmax", "MatMul", "Mul", "RunningSum"),
 )
 WITH_WEIGHTS = (
     *("Conv", "DwConv", "ConvTrans", "BatchNorm", "SE", "FC"),
@@ -82,7 +82,9 @@ def other_cases() -> list[Case]:
     found += [Case("ChannelShuffle", (6, 5, 4)), Case("ChannelShuffle", (2, 1, 3))]
     found += [Case("Resize", (3, 1, 1)), Case("Resize", (2, 4, 3))]
     found += [Case("Pad", (3, 1, 2), (("KERNEL_SIZE", size),)) for size in (1, 2, 4, 7)]
-    found += [Case(name, (3, 1, 5)) for name in ("PRelu", "LayerNorm", "Softmax", "Mul")]
+    found += [
+        Case(name, (3, 1, 5)) for name in ("PRelu", "LayerNorm", "Softmax", "Mul", "RunningSum")
+    ]
     # An odd size of 1 pixel, a kernel larger than the input with padding, an even kernel of 4.
     for name in WINDOWED:
         found.append(Case(name, (2, 1, 3), (("KERNEL_SIZE", 5), ("COUT", 2))))

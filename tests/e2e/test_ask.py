@@ -145,7 +145,6 @@ def test_keys_of_the_question_and_of_the_backend(asker):
         ("HW=[1", "--set: 'HW=[1': the value is no valid YAML"),
         ("HW", "--set: 'HW' should be KEY=VALUE, like KERNEL_SIZE=1"),
         ("=1", "--set: '=1' should be KEY=VALUE"),
-        ("EVIDENCE=latency", "EVIDENCE: latency comes with a later release"),
     ],
 )
 def test_a_key_that_cannot_be(asker, key, words):
@@ -156,6 +155,14 @@ def test_by_latencies_when_that_is_asked_for(asker):
     printed = asker.succeed("ask", "conv+relu", *SMALL, "--set", "EVIDENCE=formula")
     assert "evidence: formula\nEvidence 'formula' is the guide's inequality" in printed
     assert "ran: " not in printed
+
+
+def test_by_the_clock_when_that_is_asked_for(asker):
+    printed = asker.succeed("ask", "conv+relu", *SMALL, "--set", "EVIDENCE=latency")
+    assert "evidence: latency\n" in printed
+    assert "conv + relu: fused" in printed or "undecided" in printed  # under a neighbour's load
+    assert "ran: " not in printed
+    assert "saves " in printed
 
 
 def test_the_configuration_of_a_workspace(asker):

@@ -26,7 +26,17 @@ from driving import (
 )
 
 FRAMEWORKS = ("ai_edge_litert", "keras", "onnx", "onnxruntime", "openvino", "tensorflow", "torch")
-COMMANDS = ("run", "ruletest", "ask", "diff", "create", "connect", "register", "unregister")
+COMMANDS = (
+    "run",
+    "ruletest",
+    "ask",
+    "validate",
+    "diff",
+    "create",
+    "connect",
+    "register",
+    "unregister",
+)
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nn_meter import registry
-from nn_meter.errors import RegistrationError
+from nn_meter.builder.backend_meta.fusion_rule_tester import generate
+from nn_meter.cli.listing import print_list
+from nn_meter.errors import ConfigError, RegistrationError
 from nn_meter.registry import Entry, catalogue, files, plugins
 from nn_meter.registry.loading import _BASES
 
@@ -138,6 +140,41 @@ def test_every_built_in_onnx_operator_loads():
     classes = [registry.load(registry.find("operator", n, "onnx")) for n in OPERATORS]
     assert len(set(classes)) == len(OPERATORS)
     assert all(issubclass(cls, BaseOperator) for cls in classes)
+
+
+@pytest.mark.parametrize("implement", registry.IMPLEMENTS)
+def test_an_operator_of_controls_has_a_class_in_each_framework(implement):
+    entry = registry.find("operator", "running_sum", implement)
+    assert (entry.origin, entry.implement, entry.class_name) == ("builtin", implement, "RunningSum")
+    assert entry.class_module == f"nn_meter.builder.nn_modules.{implement}.operators"
+    assert registry.find("operator", "running_sum").implement is None
+
+
+def test_an_operator_of_controls_stands_in_no_list(capsys):
+    print_list("operator")
+    listed = "".join(capsys.readouterr())
+    assert "relu" in listed
+    assert "sum" not in listed
+    for kind in KINDS:
+        assert "running_sum" not in {entry.name for entry in registry.entries(kind)}
+        for name in ("runningsum", "running-sum", "running_sums", "zzz"):
+            with pytest.raises(RegistrationError) as caught:
+                registry.find(kind, name)
+            assert "running_sum" not in str(caught.value).replace(repr(name), "")
+    with pytest.raises(RegistrationError, match="no test case 'running_sum'"):
+        registry.find("testcase", "running_sum")
+    with pytest.raises(RegistrationError, match="no operator 'running_sum'"):
+        registry.unregister("operator", "running_sum")
+
+
+def test_nobody_is_asked_for_pairs_of_an_operator_of_controls(workspace):
+    ws = workspace(BASIC_TESTCASES="all")
+    plans = generate._plan(ws, ws.operator_config(), generate.Generated(), 60.0)
+    assert len(plans) > 900
+    assert not [name for name in plans if "sum" in name]
+    with pytest.raises(ConfigError) as caught:
+        workspace(BASIC_TESTCASES=["running_sum_relu"])
+    assert "running_sum" not in str(caught.value).replace("running_sum_relu", "")
 
 
 def test_a_built_in_test_case_is_the_same_in_each_framework():

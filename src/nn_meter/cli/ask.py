@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
-from nn_meter import registry
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
     detect_fusion_rule,
     generate_testcases,
+    profile_models,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import INPUT_SHAPE
-from nn_meter.builder.backends.base import ShowsGraph, ShowsGraphs
-from nn_meter.builder.backends.interface import (
-    create_workspace,
-    platform_of,
-    quickest_implement,
-)
-from nn_meter.builder.config import BackendSettings, RuletestConfig, suggestion, validate
-from nn_meter.builder.profiling.interface import profile_models
-from nn_meter.builder.workspace import Workspace, open_workspace, read_json
+from nn_meter.builder.backends.base import OpensSessions, ShowsGraph, ShowsGraphs
+from nn_meter.builder.config import suggestion
+from nn_meter.builder.workspace import read_json
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
-from nn_meter.cli.verdicts import FORMULA
-from nn_meter.errors import ConfigError, NNMeterError, OperatorError
+from nn_meter.cli.temporary import operator_names, read_settings, temporary_workspace
+from nn_meter.cli.verdicts import FORMULA, saved
+from nn_meter.errors import ConfigError, OperatorError
 
 __all__ = ["ask"]
 
@@ -50,24 +38,13 @@ __all__ = ["ask"]
     help="Shape of the first input without the batch dimension, e.g. 16x28x28 (onnx, torch: "
     "channels first; tensorflow: channels last). Default: from HW, CIN and SHAPE_1D.",
 )
-@click.option(
-    "--set",
-    "settings",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="A key of ruletest_config.yaml or backend_config.yaml, e.g. KERNEL_SIZE=1, THREADS=2. "
-    "May be given more than once.",
-)
+@options.settings_option
 @click.option(
     "--implement",
     type=click.Choice(["onnx", "torch", "tensorflow"]),
     help="How the models are made. Default: onnx where the backend takes it.",
 )
-@click.option(
-    "--workspace",
-    metavar="PATH",
-    help="Take the configuration of this workspace; nothing is written there.",
-)
+@options.like_option
 @click.option("--alone", is_flag=True, help="Ask the chain alone, not inside a model too.")
 @options.time_limit_option
 @options.json_option
@@ -85,28 +62,29 @@ def ask(
 ) -> None:
     """Build one CHAIN of operators, such as conv+bn+hswish, and say which of its edges fuse.
 
-    The answer is the runtime's own executed graph where it tells that, else the guide's formula.
+    The answer is the runtime's own executed graph where it tells that, else an experiment by the
+    clock where models can be kept loaded, else the guide's formula.
     Nothing is kept.
     """
     log_to_stderr()
     start = time.monotonic()
     ops = [op.strip() for op in chain.split("+")]
-    given = _settings(settings)
+    given = read_settings(settings)
     if shape is not None:
         given[INPUT_SHAPE] = _shape(shape)
-    with (
-        tempfile.TemporaryDirectory(prefix="nn-meter-ask-") as folder,
-        _without_places_in(folder),
-    ):
-        opened = _workspace(Path(folder) / "ws", ops, backend, implement, workspace, given)
+    _check_chain(ops, operator_names())
+    asked = {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "DETAIL": False}
+    with temporary_workspace(
+        backend, like=workspace, implement=implement, given=given, asked=asked
+    ) as opened:
         connected = steps.connect(backend, opened)
         shows_graph = isinstance(connected, ShowsGraph | ShowsGraphs)
         evidence = given.get("EVIDENCE", "auto")
         if evidence == "auto":
-            evidence = "graph" if shows_graph else "formula"
+            timed_in_turn = isinstance(connected, OpensSessions)
+            evidence = "graph" if shows_graph else "latency" if timed_in_turn else "formula"
         ruletest = opened.ruletest.model_copy(update={"EVIDENCE": evidence})
         opened = replace(opened, ruletest=ruletest)
-        check_evidence(evidence, opened.ruletest_file)
         found = Generated()
         try:
             generated = generate_testcases(
@@ -145,19 +123,6 @@ def _silent(stage: str, done: int, total: int, name: str) -> None:
     """A chain takes seconds: no progress."""
 
 
-def _settings(given: Sequence[str]) -> dict[str, Any]:
-    found = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set: {text!r} should be KEY=VALUE, like KERNEL_SIZE=1")
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError) as exc:
-            raise ConfigError(f"--set: {text!r}: the value is no valid YAML") from exc
-    return found
-
-
 def _shape(text: str) -> list[int]:
     sizes = [size.strip() for size in text.lower().replace(",", "x").split("x")]
     if not all(size.isascii() and size.isdigit() and 0 < int(size) <= 2**20 for size in sizes):
@@ -167,63 +132,6 @@ def _shape(text: str) -> list[int]:
             f"--shape: {text!r} has {len(sizes)} sizes; give one or three, without the batch"
         )
     return [int(size) for size in sizes]
-
-
-def _workspace(
-    path: Path,
-    ops: Sequence[str],
-    backend: str,
-    implement: str | None,
-    like: str | None,
-    given: Mapping[str, Any],
-) -> Workspace:
-    """A workspace for one question, in a temporary folder."""
-    operators = list(dict.fromkeys(entry.name for entry in registry.entries("operator")))
-    _check_chain(ops, operators)
-    create_workspace(path, backend=backend, implement=implement or quickest_implement(backend))
-    opened = open_workspace(path)
-    keys, backend_keys = opened.ruletest.as_dict(), dict(opened.backend_config)
-    if like is not None:
-        known = open_workspace(like)
-        keys, backend_keys = known.ruletest.as_dict(), dict(known.backend_config)
-    if implement is not None:
-        keys["IMPLEMENT"] = implement
-    for key, value in given.items():
-        if key in RuletestConfig.model_fields or key == INPUT_SHAPE:
-            keys[key] = value
-        elif key in _backend_keys(backend):
-            backend_keys[key] = value
-        else:  # of the user's own: an operator's or a backend's
-            keys[key] = backend_keys[key] = value
-    validate(
-        BackendSettings,
-        {k: v for k, v in given.items() if k not in RuletestConfig.model_fields},
-        "--set",
-    )
-    asked = {"BASIC_TESTCASES": ["_".join(ops)], "OTHER_TESTCASES": [], "DETAIL": False}
-    ruletest = RuletestConfig.from_dict(
-        {**keys, **asked}, source="--set", operators=operators, testcases=[]
-    )
-    return replace(opened, ruletest=ruletest, backend_config=backend_keys)
-
-
-def _backend_keys(backend: str) -> Collection[str]:
-    """Keys of ``backend_config.yaml`` that a backend is known to have."""
-    platform = platform_of(backend)
-    if platform is None:
-        return BackendSettings.model_fields
-    module, _, name = platform.settings.partition(":")
-    settings: type[BackendSettings] = getattr(importlib.import_module(module), name)
-    return settings.model_fields
-
-
-@contextmanager
-def _without_places_in(folder: str) -> Iterator[None]:
-    """Leave the files of a temporary folder out of messages: nobody knows of them."""
-    try:
-        yield
-    except NNMeterError as exc:
-        raise type(exc)(re.sub(rf"{re.escape(folder)}\S*: ", "", str(exc))) from exc
 
 
 def _check_chain(ops: Sequence[str], operators: Sequence[str]) -> None:
@@ -264,6 +172,8 @@ def _print(answer: Mapping[str, Any]) -> None:
     if answer.get("moves"):
         click.echo(f"moved data: {', '.join(answer['moves'])}")
     click.echo(f"evidence: {answer['evidence'] or 'none'}")
+    if "saving" in answer:
+        click.echo(f"saves {saved(answer)} of what the cheaper side costs")
     if answer["evidence"] == "formula":
         click.echo(FORMULA)
     if answer.get("reason"):

@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.recorded import FORMATS, read_print
@@ -72,7 +71,6 @@ def import_graph(
         _show(prints, format_name, as_json)
         return
     opened = open_workspace(workspace)
-    check_evidence(opened.ruletest.EVIDENCE, opened.ruletest_file)
     files = find_files(prints, FORMATS[format_name] if format_name else None)
     kind = choose_format(files, format_name)
     if format_name is None:  # of a folder, only those of the format that was found

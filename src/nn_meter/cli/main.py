@@ -34,6 +34,7 @@ _COMMANDS = {
         "Judge what a runtime printed on another device.",
     ),
     "diff": ("diff:diff", "Compare the rules of two runtimes, versions or shapes."),
+    "validate": ("validate:validate", "Hold verdicts by the clock against executed graphs."),
     "map": ("map:fusion_map", "Ask all runtimes, and write a map of what they fuse."),
     "create": ("workspaces:create", "Create a workspace."),
     "connect": ("workspaces:connect", "Check the connection to a backend."),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import check_evidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.backends.interface import create_workspace, quickest_implement
 from nn_meter.builder.profiling.connection import greet
@@ -56,8 +55,6 @@ def run(
         chosen = backend or "onnxruntime_cpu"
         create_workspace(workspace, backend=chosen, implement=quickest_implement(chosen))
     opened = steps.workspace_for(workspace, testcases, evidence)
-    # said now, and not when all is measured
-    check_evidence(opened.ruletest.EVIDENCE, opened.ruletest_file)
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built

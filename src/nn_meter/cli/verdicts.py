@@ -11,7 +11,7 @@ import click
 
 from nn_meter.cli.console import one_line
 
-__all__ = ["FORMULA", "print_files", "print_table", "verdicts_json"]
+__all__ = ["FORMULA", "print_files", "print_table", "saved", "verdicts_json"]
 
 _STYLES = {"fused": "green", "separate": "cyan"}
 _OPEN = ("undecided", "unsupported", "unmet")
@@ -88,7 +88,7 @@ def print_table(
             f"[{style}]{told}[/]" if style else told,
             str(verdict["evidence"]),
             *([escape(", ".join(verdict.get("kernels") or ()))] if ran else []),
-            *([_saved(_clock(verdict))] if clocked else []),
+            *([saved(_clock(verdict))] if clocked else []),
             *([_ms(models.get("block", {})), "  ".join(ops)] if timed else []),
         )
     console = Console()
@@ -114,7 +114,8 @@ def _clock(verdict: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _saved(clock: Mapping[str, Any]) -> str:
+def saved(clock: Mapping[str, Any]) -> str:
+    """What is saved, and the interval of it."""
     if "saving" not in clock:
         return "-"
     return f"{clock['saving']:.0%} ({clock['low']:.0%} to {clock['high']:.0%})"

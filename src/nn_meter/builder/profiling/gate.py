@@ -23,8 +23,9 @@ _FASTER = 0.8  # so many times: the calibration itself fell into a slow spell
 _SURPRISES = 30  # so many of these among so many probes, and full speed is what they took:
 _AMONG = round(_SURPRISES / _LOW)  # then the quantile is one of them
 _BARREN_NS, _BARREN_RUNS = 1_000_000_000, 200
-"""So long, and so many runs, without one that counts: slow spells are shorter, so the machine has
-become a slower one. The runs are for models that take as long as a spell does."""
+"""So long, and so many runs, without one that counts: then this is the machine's speed by now. Most
+slow spells are shorter, and in one that is not all is slow alike. The number of runs is for models
+that take as long as a spell does."""
 
 
 class SpeedGate:
@@ -72,10 +73,6 @@ class SpeedGate:
         """Whether the processor runs at full speed; the second look is for a cache gone cold."""
         return not self.level_ns or self._probe() or self._probe()
 
-    def begin(self) -> None:
-        """Say that runs begin: the time until now is no stretch in which none counted."""
-        self._barren_runs = 0
-
     def notice(self, runs: int, counted: int) -> None:
         """Be told of runs; after a stretch in which none counted, full speed is found anew.
 
@@ -101,9 +98,8 @@ class SpeedGate:
         if taken < _FASTER * self.level_ns:
             self._faster.append((self._probes, taken))
             if len(self._faster) == _SURPRISES and self._probes - self._faster[0][0] < _AMONG:
-                self.level_ns = float(sorted(ns for _, ns in self._faster)[_SURPRISES // 2])
-                self._found_anew()
-        return taken < _SLOWER * self.level_ns
+                self.calibrate()  # these themselves may have found cold caches
+        return _FASTER * self.level_ns <= taken < _SLOWER * self.level_ns
 
     def _timed(self) -> int:
         start = self._clock()

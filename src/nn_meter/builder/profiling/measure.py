@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from nn_meter.builder.profiling.plan import Plan
 from nn_meter.builder.profiling.race import checked_samples
 from nn_meter.builder.profiling.store import Failure, Store
 from nn_meter.errors import (
-    BackendError,
     ConversionError,
     ModelRejectedError,
     NNMeterError,

@@ -74,8 +74,6 @@ class Race:
             most_s: Seconds after which it ends, with what there is by then.
         """
         start_s = time.monotonic()
-        if self._gate is not None:
-            self._gate.begin()
         while (
             self.visits
             and (took_s := time.monotonic() - start_s) < most_s

@@ -8,23 +8,35 @@ models that they have in common, each loaded once for the group.
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from typing import Any, Self
+from queue import Empty, SimpleQueue
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from nn_meter.builder.backends.base import Samples
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.process import Worker, decode_error
 from nn_meter.builder.profiling.store import GATE, Failure, Store
 from nn_meter.errors import NNMeterError, TimeLimitError, WorkerCrashedError
 
 __all__ = ["Loaded", "Trial", "TrialRunner"]
+
+
+T = TypeVar("T")
+
+_AND_ALL_IT_HAD_LOADED = (WorkerCrashedError, TimeLimitError)
+"""Errors that a process ends with."""
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the trial any more. Never leaves this module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,19 +109,22 @@ class TrialRunner:
         self._visits, self._runs, self._share = visits, runs, share
         self._most_s, self._time_limit_s = most_s, time_limit_s
         self._idle: SimpleQueue[Caller] = SimpleQueue()
-        self._stack = ExitStack()
+        self._given_up = threading.Event()
         self._rng = random.Random()
 
     def __enter__(self) -> Self:
         count = self._connection.cores
-        self._pool = self._stack.enter_context(ThreadPoolExecutor(count))
-        self._idle.put(self._connection.measuring)
-        for _ in range(count - 1):
-            self._idle.put(self._stack.enter_context(self._connection.another()))
+        with ExitStack() as stack:
+            others = [stack.enter_context(self._connection.another()) for _ in range(count - 1)]
+            self._callers: list[Caller] = [self._connection.measuring, *others]
+            # opened last, so closed first: no process ends before the thread that uses it
+            self._pool = stack.enter_context(ThreadPoolExecutor(count))
+            self._stack = stack.pop_all()
+        for caller in self._callers:
+            self._idle.put(caller)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._stack.close()
 
     def run(
@@ -125,6 +140,9 @@ class TrialRunner:
             groups: Trials that share models.
             take: Told what came of each trial, once that is stored.
             goes_on: Asked before each group is begun: whether to begin it.
+
+        Whatever ends it early, Ctrl-C or an error: trials that are finished are stored, those under
+        way are not, and the runner cannot be used again.
         """
         waiting = list(reversed(groups))
         running: dict[Future[None], SimpleQueue[tuple[Trial, Loaded]]] = {}
@@ -138,19 +156,30 @@ class TrialRunner:
                     return
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future, found in list(running.items()):
-                    while not found.empty():
-                        self._keep(*found.get(), take)
-                    if future in done:
+                    for trial, loaded in _all_of(found):
+                        self._keep(trial, loaded)
+                        take(trial, loaded)
+                    if future in done and found.empty():
                         del running[future]
                         future.result()
-                        while not found.empty():
-                            self._keep(*found.get(), take)
         except BaseException:
-            for future in running:
-                future.cancel()
+            self._give_up(running)
+            for found in running.values():
+                for trial, loaded in _all_of(found):
+                    self._keep(trial, loaded)
             raise
 
-    def _keep(self, trial: Trial, loaded: Loaded, take: Callable[[Trial, Loaded], None]) -> None:
+    def _give_up(self, running: Collection[Future[None]]) -> None:
+        """End the trials under way, and the processes, which start anew when they are needed."""
+        self._given_up.set()
+        left: Collection[Future[None]] = running
+        while left:
+            for caller in self._callers:
+                if isinstance(caller, Worker):
+                    caller.stop()
+            left = wait(left, timeout=0.1).not_done
+
+    def _keep(self, trial: Trial, loaded: Loaded) -> None:
         visits: list[tuple[str, str, Any]] = [
             (part, trial.digests[part], visit)
             for part, visits in loaded.visits.items()
@@ -163,7 +192,6 @@ class TrialRunner:
             )
         for part, failure in loaded.failures.items():
             self._store.add_failure(self._campaign, trial.name, part, trial.digests[part], failure)
-        take(trial, loaded)
 
     # --- in a thread of its own ------------------------------------------------------------------
 
@@ -176,12 +204,11 @@ class TrialRunner:
             for number, trial in enumerate(trials):
                 later = {m.hash for t in trials[number + 1 :] for m in t.models.values()}
                 found.put((trial, self._trial(caller, trial, opened, seed + number)))
-                gone = opened - later
-                if gone:
-                    self._drop(caller, gone)
-                    opened -= gone
+                self._drop(caller, opened, opened - later)
+        except _GivenUpError:
+            return
         finally:
-            self._drop(caller, opened)
+            self._drop(caller, opened, opened)
             self._idle.put(caller)
 
     def _trial(self, caller: Caller, trial: Trial, opened: set[str], seed: int) -> Loaded:
@@ -191,7 +218,8 @@ class TrialRunner:
             if model.hash in opened:
                 continue
             try:
-                caller.call(
+                self._call(
+                    caller,
                     "open",
                     self._time_limit_s,
                     key=model.hash,
@@ -202,14 +230,15 @@ class TrialRunner:
                 opened.add(model.hash)
             except NNMeterError as exc:
                 failures[part] = failure_of(exc)
-                if isinstance(exc, WorkerCrashedError | TimeLimitError):  # and all it had loaded
-                    opened.clear()
+                if isinstance(exc, _AND_ALL_IT_HAD_LOADED):
+                    self._drop(caller, opened, opened)
                     return Loaded(failures=failures)
         ready = {part: model.hash for part, model in trial.models.items() if part not in failures}
         if not ready:
             return Loaded(failures=failures)
         try:
-            answer = caller.call(
+            answer = self._call(
+                caller,
                 "race",
                 self._most_s + self._time_limit_s,
                 keys=list(dict.fromkeys(ready.values())),
@@ -221,9 +250,13 @@ class TrialRunner:
                 gated=self._connection.gated,
             )
         except NNMeterError as exc:  # nobody knows which of them it was
-            opened.clear()
-            failure = failure_of(exc)
-            return Loaded(failures={**dict.fromkeys(ready, failure), **failures})
+            if isinstance(exc, _AND_ALL_IT_HAD_LOADED):
+                self._drop(caller, opened, opened)
+            return Loaded(failures={**dict.fromkeys(ready, failure_of(exc)), **failures})
+        for part, digest in list(ready.items()):
+            if digest in answer["failed"]:
+                failures[part] = failure_of(decode_error(answer["failed"][digest]))
+                del ready[part]
         return Loaded(
             visits={
                 part: [np.asarray(visit, dtype=np.int64) for visit in answer["visits"][digest]]
@@ -235,8 +268,27 @@ class TrialRunner:
             counted=int(answer["counted"]),
         )
 
-    def _drop(self, caller: Caller, keys: set[str]) -> None:
+    def _call(self, caller: Caller, op: str, timeout_s: float, **arguments: Any) -> Any:
+        if self._given_up.is_set():  # asking would start the process anew
+            raise _GivenUpError
+        try:
+            return caller.call(op, timeout_s, **arguments)
+        except NNMeterError:
+            if self._given_up.is_set():  # no failure of a model: the process was ended
+                raise _GivenUpError from None
+            raise
+
+    def _drop(self, caller: Caller, opened: set[str], gone: set[str]) -> None:
+        keys = sorted(gone)
+        opened.difference_update(keys)
         if keys and getattr(caller, "running", True):
             # a process that cannot even do that has gone, and with it all that it had loaded
             with suppress(NNMeterError):
-                caller.call("drop", self._time_limit_s, keys=sorted(keys))
+                caller.call("drop", self._time_limit_s, keys=keys)
+
+
+def _all_of(found: SimpleQueue[T]) -> Iterator[T]:
+    """What is in a queue by now."""
+    with suppress(Empty):
+        while True:
+            yield found.get_nowait()

@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ import nn_meter
 from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import shapes as chain_shapes
 from nn_meter.builder.backend_meta.fusion_rule_tester import situations
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
+    Design,
+    Method,
+    design_edge,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, make_operators
 from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
 from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
@@ -37,8 +43,10 @@ __all__ = [
     "chain_key",
     "chain_model",
     "copy_model",
+    "designs_elsewhere",
     "is_current",
     "operator_model",
+    "plans_elsewhere",
     "run_tasks",
     "save_model",
     "seed_weights",
@@ -301,6 +309,13 @@ class BuildJobs:
         """Work out the shapes of a chain with a user's operator, which may import a framework."""
         return situations.plan(ops, config).to_json()
 
+    def design(
+        self, head: list[str], tail: str, config: dict[str, Any], method: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Design a question about a chain with a user's operator."""
+        known = Method(**{**method, "looks": tuple(method["looks"])})
+        return design_edge(head, tail, config, known).to_json()
+
 
 Task = tuple[str, dict[str, Any]]
 """An operation of ``BuildJobs`` and its arguments."""
@@ -329,15 +344,51 @@ def plans_elsewhere(
     chains: Sequence[Sequence[str]], config: Mapping[str, Any], time_limit_s: float
 ) -> list[situations.Plan | NNMeterError]:
     """``situations.plan`` of many, in a worker process: a crash or a hang costs its chain."""
-    found: list[situations.Plan | NNMeterError] = []
-    with _Builder(config["IMPLEMENT"], "asking for its shapes") as worker:
-        for ops in chains:
-            task = ("plan", {"ops": list(ops), "config": dict(config)})
-            answer = worker.carry_out(task, time_limit_s)
-            found.append(
-                answer if isinstance(answer, NNMeterError) else situations.Plan.from_json(answer)
-            )
-    return found
+    answers = _elsewhere(
+        config["IMPLEMENT"],
+        [("plan", {"ops": list(ops), "config": dict(config)}) for ops in chains],
+        time_limit_s,
+    )
+    return [
+        answer if isinstance(answer, NNMeterError) else situations.Plan.from_json(answer)
+        for answer in answers
+    ]
+
+
+def designs_elsewhere(
+    edges: Sequence[tuple[Sequence[str], str, Mapping[str, Any]]],
+    method: Method,
+    time_limit_s: float,
+) -> list[Design | NNMeterError]:
+    """``design_edge`` of many, in a worker process: a crash or a hang costs its question.
+
+    Args:
+        edges: For each the head, the tail and the configuration; all of one framework.
+        method: The constants.
+        time_limit_s: For each.
+    """
+    if not edges:
+        return []
+    known = asdict(method)
+    answers = _elsewhere(
+        edges[0][2]["IMPLEMENT"],
+        [
+            ("design", {"head": list(head), "tail": tail, "config": dict(config), "method": known})
+            for head, tail, config in edges
+        ],
+        time_limit_s,
+    )
+    return [
+        answer if isinstance(answer, NNMeterError) else Design.from_json(answer)
+        for answer in answers
+    ]
+
+
+def _elsewhere(
+    implement: str, tasks: Iterable[Task], time_limit_s: float
+) -> list[dict[str, Any] | NNMeterError]:
+    with _Builder(implement, "asking for its shapes") as worker:
+        return [worker.carry_out(task, time_limit_s) for task in tasks]
 
 
 def run_tasks(

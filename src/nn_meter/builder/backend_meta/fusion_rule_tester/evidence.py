@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import (
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Verdict
-from nn_meter.errors import ConfigError, DetectionError, NNMeterError
+from nn_meter.errors import DetectionError, NNMeterError
 
-__all__ = ["Formula", "Judges", "check_evidence"]
+__all__ = ["Formula", "Judges"]
 
 
 class Formula:
@@ -65,26 +64,6 @@ def _checked(case: BaseTestCase, answer: Any) -> bool | str:
         f"{case.name}: its test answered {answer!r}; it should be True, False or one of the cases "
         f"{', '.join(case.cases)}"
     )
-
-
-def check_evidence(choice: str, source: Path) -> None:
-    """Refuse a kind of evidence that is not there.
-
-    Args:
-        choice: The value of ``EVIDENCE``.
-        source: The ``ruletest_config.yaml`` that has it, for messages.
-
-    Raises:
-        ConfigError: That kind is not there.
-    """
-    if choice not in _CHOICES:
-        raise ConfigError(
-            f"{source}: EVIDENCE: {choice} comes with a later release; this one has "
-            f"{', '.join(_CHOICES)}"
-        )
-
-
-_CHOICES = ("auto", "graph", "latency", "formula")
 
 
 class Judges:

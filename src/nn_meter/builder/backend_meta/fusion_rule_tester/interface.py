@@ -9,7 +9,7 @@ from typing import Any
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import ask_the_clock
 from nn_meter.builder.backend_meta.fusion_rule_tester.detect import detect
-from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges, check_evidence
+from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated, generate
 from nn_meter.builder.backend_meta.fusion_rule_tester.origins import read_origins
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Verdict
@@ -111,7 +111,6 @@ def detect_fusion_rule(
         ConfigError: EVIDENCE asks for a kind that is not there.
     """
     workspace = workspace or builder_config.workspace
-    check_evidence(workspace.ruletest.EVIDENCE, workspace.ruletest_file)
     profiled = read_testcases(profiled_results, latency_only=True)
     if not any(
         model.get("latency") is not None or model.get("graph") or model.get("error")

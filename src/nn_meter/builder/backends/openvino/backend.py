@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 import tempfile
@@ -47,6 +48,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _TELEMETRY = "openvino_telemetry"
+_SMALL = 1_000_000  # bytes of a model file: what is compiled of it is kept in memory
 _SIGNATURE_PREFIX = "serving_default_"
 
 
@@ -148,6 +150,7 @@ class OpenVINOBackend(SessionBackend):
     takes = ("onnx", "torch", "tensorflow")
     tried = ("openvino 2026.4",)
     _known_core: Any = None
+    _exported: dict[tuple[Any, ...], bytes] | None = None
 
     @property
     def device(self) -> str:
@@ -205,9 +208,27 @@ class OpenVINOBackend(SessionBackend):
         ov = _openvino()
         core = self._core(ov)
         with _refusals():
-            model = _read(ov, core, Path(converted_model), shapes)
-            compiled = core.compile_model(model, self.device, self._properties())
-            return OpenVINOSession(compiled, reference_inputs(_static_shapes(model)))
+            compiled = self._compiled(ov, core, Path(converted_model), shapes)
+            found = [[int(size) for size in port.shape][1:] for port in compiled.inputs]
+            return OpenVINOSession(compiled, reference_inputs(found))
+
+    def _compiled(self, ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
+        """A compiled model; a small one that is loaded again is compiled once and then imported.
+
+        Importing makes the same kernels and allocates anew, in a fifth of the time.
+        """
+        if self._exported is None:
+            self._exported = {}
+        state = path.stat()
+        key = (str(path), state.st_mtime_ns, state.st_size, str([list(s) for s in shapes]))
+        if (blob := self._exported.get(key)) is not None:
+            return core.import_model(io.BytesIO(blob), self.device, self._properties())
+        model = _read(ov, core, path, shapes)
+        _static_shapes(model)
+        compiled = core.compile_model(model, self.device, self._properties())
+        if state.st_size < _SMALL and model_format(path) != "other":  # it is all in this file
+            self._exported[key] = compiled.export_model().getvalue()
+        return compiled
 
     def test_connection(self) -> str:
         self._core(_openvino())

@@ -62,7 +62,8 @@ def decide_case(
         sign = factor if found[case][1] >= 0 else -factor
         for part, weight in found[case][0].items():
             apart[part] = apart.get(part, 0.0) + sign * weight
-    ahead = Contrast.of(loads, {part: sign for part, sign in apart.items() if sign}, spread)
+    apart = {part: weight for part, weight in apart.items() if weight}
+    ahead = Contrast.of(loads, apart, spread) if apart else None
     if ahead is None:
         return Opinion(
             verdict="undecided", reason=f"{best} and {next_} have the same models", settled=True

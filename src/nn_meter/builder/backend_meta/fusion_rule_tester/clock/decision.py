@@ -135,7 +135,7 @@ def decide(
     usable = _precise(usable)
     if not usable:
         return Opinion(verdict="undecided", reason="no control could be measured")
-    control = _second(usable)
+    control = _second(usable) if design.elementwise else _held_against(usable)
     added = Contrast.of(loads, {BLOCK: 1, HEAD: -1}, spread)
     saved = Contrast.of(
         loads, {HEAD: 1, between(control, tail=True): 1, BLOCK: -1, between(control): -1}, spread
@@ -157,11 +157,11 @@ def decide(
             settled=True,
         )
     opinion = _weigh(saved, _scale(design, costs), _OF_ALPHA * alpha, error_rate)
-    near = sorted(usable, key=lambda name: usable[name].value)[-2:]
+    near = {control, *sorted(usable, key=lambda name: usable[name].value)[-2:]}
     return replace(
         opinion,
         control=control,
-        near=tuple(near),
+        near=tuple(name for name in BARRIERS if name in near),
         more=opinion.verdict != "separate" and apart is None and layout in ("none", "plain"),
     )
 
@@ -186,6 +186,18 @@ def _precise(tails: Mapping[str, Contrast]) -> dict[str, Contrast]:
     """Leave out the barriers that cost so much themselves that the noise on them hides the tail."""
     least = min((tail.error for tail in tails.values()), default=0.0)
     return {name: tail for name, tail in tails.items() if tail.error <= _PRECISE * least}
+
+
+def _held_against(tails: Mapping[str, Contrast]) -> str:
+    """The barrier whose control a block is held against whose tail is not elementwise.
+
+    Two have to agree that the tail costs so much, and one that leaves the head's layout as it is
+    has to be one of them: else a tail that is dearer in another layout would look like a saving.
+    (What layout an elementwise tail works on matters little, but it may fuse with such a barrier.)
+    """
+    second = _second(tails)
+    keeps = [name for name in tails if BARRIERS[name].layout == "keeps"]
+    return min([second, *keeps], key=lambda name: tails[name].value)
 
 
 def _second(tails: Mapping[str, Contrast]) -> str:
@@ -298,8 +310,13 @@ def _reference_pass(design: Design, reference: Sequence[Times], spread: Spread) 
 def _weigh(saved: Contrast, scale: Contrast, alpha: float, error_rate: float) -> Opinion:
     low, high = saved.bounds(error_rate)
     floor = max(scale.value, 1e-9)
+    share = saved.value / floor
+    around = saved.plus(scale, -share).bounds(error_rate)  # the scale has an error, too
     known = Opinion(
-        verdict="undecided", saving=saved.value / floor, low=low / floor, high=high / floor
+        verdict="undecided",
+        saving=share,
+        low=share + around[0] / floor,
+        high=share + around[1] / floor,
     )
     left = saved.plus(scale, -alpha)
     below, above = left.bounds(error_rate)

@@ -16,9 +16,11 @@ from typing import Any
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import (
     INPUT_SHAPE,
     Chain,
+    ChainPlan,
     make_operators,
     plan_chain,
 )
+from nn_meter.builder.nn_modules.frameworks import layout_of
 from nn_meter.errors import OperatorError
 
 __all__ = [
@@ -118,6 +120,27 @@ class Design:
         """Names of the barriers that there are controls of."""
         return [name for name in BARRIERS if between(name) in self.models]
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, from a worker process."""
+        return {
+            "head": list(self.head),
+            "tail": self.tail,
+            "shape": list(self.shape),
+            "models": {part: chain.to_json() for part, chain in self.models.items()},
+            "elementwise": self.elementwise,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Design:
+        """Read ``to_json`` back."""
+        return cls(
+            head=tuple(data["head"]),
+            tail=data["tail"],
+            shape=tuple(data["shape"]),
+            models={part: Chain.from_json(chain) for part, chain in data["models"].items()},
+            elementwise=data["elementwise"],
+        )
+
 
 def between(barrier: str, tail: bool = False) -> str:
     """Name of the part: head and barrier, with ``tail`` the tail behind them."""
@@ -138,7 +161,7 @@ def small_config(config: Mapping[str, Any], method: Method, spatial: int) -> dic
 
     def small(size: int, least: int) -> int:
         rest = size % method.channels
-        return size if size <= least else least + rest
+        return min(size, least + rest) if size > least else size
 
     found = dict(config)
     found["HW"] = min(config["HW"], spatial)
@@ -153,36 +176,56 @@ def design_edge(
 ) -> Design:
     """Plan the models of a question, as small as can be built.
 
+    Where the configuration gives the shape of the input, all sizes stay as they are.
+
     Raises:
         OperatorError: The block cannot be built in any size up to that of the configuration.
     """
+    ops = (*head, tail)
+    if config.get(INPUT_SHAPE):
+        return _design(plan_chain(ops, config), method)
     largest = int(config["HW"])
     tried = sorted({min(size, largest) for size in (method.spatial, 6, 8, 12, 16, 24, largest)})
+    plans: list[ChainPlan] = []
     failure: OperatorError | None = None
     for spatial in tried:
-        sizes = dict(config) if config.get(INPUT_SHAPE) else small_config(config, method, spatial)
         try:
-            return _design(tuple(head), tail, sizes, config, method)
+            plans.append(_small_plan(ops, config, method, spatial))
         except OperatorError as exc:
             failure = exc
-    assert failure is not None
-    raise failure
+            continue
+        if _has_extent(plans[-1]):
+            return _design(plans[-1], method)
+    if not plans:
+        assert failure is not None
+        raise failure
+    return _design(plans[0], method)
 
 
-def _design(
-    head: tuple[str, ...],
-    tail: str,
-    sizes: Mapping[str, Any],
-    config: Mapping[str, Any],
-    method: Method,
-) -> Design:
-    plan = plan_chain((*head, tail), sizes)
-    if len(plan.block.input_shape) == 1:  # channels do not stand beside a width there
-        wide = method.features + config["COUT"] % method.channels
-        plan = plan_chain((*head, tail), {**sizes, "COUT": min(config["COUT"], wide)})
+def _small_plan(
+    ops: Sequence[str], config: Mapping[str, Any], method: Method, spatial: int
+) -> ChainPlan:
+    sizes = small_config(config, method, spatial)
+    plan = plan_chain(ops, sizes)
+    if len(plan.block.input_shape) > 1:
+        return plan
+    # channels do not stand beside a width there
+    wide = method.features + config["COUT"] % method.channels
+    return plan_chain(ops, {**sizes, "COUT": min(config["COUT"], wide)})
+
+
+def _has_extent(plan: ChainPlan) -> bool:
+    """Whether the tensor at the edge has a width: to a pool of one pixel there is nothing to do."""
+    shape = plan.shapes[-1]
+    last = layout_of(plan.block.implement) == "channels_last"
+    return len(shape) != 3 or min(shape[:2] if last else shape[1:]) > 1
+
+
+def _design(plan: ChainPlan, method: Method) -> Design:
+    *head, tail = plan.block.ops
     block = replace(plan.block, replicas=method.replicas, overrides=({},) * (len(head) + 1))
     shape = plan.shapes[-1]
-    front = replace(block, ops=head, overrides=({},) * len(head))
+    front = replace(block, ops=tuple(head), overrides=({},) * len(head))
     models = {HEAD: front, BLOCK: block}
     for name, barrier in BARRIERS.items():
         if len(shape) not in barrier.ranks:
@@ -199,11 +242,11 @@ def _design(
             models[without_head(name)] = _behind(alone, barrier)
             models[without_head(name, tail)] = _behind(alone, barrier, tail)
     return Design(
-        head=head,
+        head=tuple(head),
         tail=tail,
         shape=shape,
         models=models,
-        elementwise=operators[-1].elementwise,
+        elementwise=bool(operators[-1].elementwise),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import CALL
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
@@ -91,8 +92,18 @@ def bench_of(
     method: Method,
     alpha: float,
     confidence: float,
+    time_limit_s: float = 300.0,
 ) -> tuple[Bench, dict[str, str]]:
     """The questions of rules, with what the store has of each.
+
+    Args:
+        asked: The rules.
+        store: Where trials are.
+        campaign: Number of the campaign that counts.
+        method: The constants.
+        alpha: EPS_ALPHA.
+        confidence: With which each verdict is to hold.
+        time_limit_s: For designing a question with a user's operator.
 
     Returns:
         The bench; and the questions that cannot be built, and why.
@@ -101,16 +112,17 @@ def bench_of(
     references: dict[str, list[Times]] = {}
     refused: dict[str, str] = {}
     known = store.trials(campaign, _PREFIX)
+    asked = list(asked)
+    designs = _designs(asked, method, time_limit_s)
     for each in asked:
         if each.cases:
             question = _case_question(each, known)
             questions[question.name] = question
         for edge in range(1, len(each.ops)):
             name = f"{_PREFIX}{each.rule}:{edge}"
-            try:
-                design = design_edge(each.ops[:edge], each.ops[edge], each.config, method)
-            except OperatorError as exc:
-                refused[name] = str(exc)
+            design = designs[each.rule, edge]
+            if isinstance(design, NNMeterError):
+                refused[name] = str(design)
                 continue
             reference = _reference_name(design)
             if reference not in references:
@@ -134,6 +146,27 @@ def bench_of(
     for question in questions.values():
         bench.replay(question)
     return bench, refused
+
+
+def _designs(
+    asked: Sequence[Asked], method: Method, time_limit_s: float
+) -> dict[tuple[str, int], Design | NNMeterError]:
+    """The design of each edge; one with a user's operator is asked for in another process."""
+    builtin = {e.name for e in registry.entries("operator") if e.origin == "builtin"}
+    found: dict[tuple[str, int], Design | NNMeterError] = {}
+    elsewhere: dict[tuple[str, int], tuple[Sequence[str], str, Mapping[str, Any]]] = {}
+    for each in asked:
+        for edge in range(1, len(each.ops)):
+            head, tail = each.ops[:edge], each.ops[edge]
+            if not builtin.issuperset(each.ops):
+                elsewhere[each.rule, edge] = head, tail, each.config
+                continue
+            try:
+                found[each.rule, edge] = design_edge(head, tail, each.config, method)
+            except OperatorError as exc:
+                found[each.rule, edge] = exc
+    answers = build.designs_elsewhere(list(elsewhere.values()), method, time_limit_s)
+    return {**found, **dict(zip(elsewhere, answers, strict=True))}
 
 
 def trial_names(store: Store, campaign: int, asked: Iterable[Asked]) -> list[str]:
@@ -248,6 +281,7 @@ def measure(
             if trial.models:
                 groups += [[trial]] * (method.first_loads - len(bench.references[name]))
         runner.run(groups, take=take_reference, goes_on=goes_on)
+        bench.learn()
         tries: dict[str, int] = {}
 
         def take(trial: Trial, loaded: Loaded) -> None:

@@ -169,10 +169,14 @@ class Bench:
 
     def look_at_all(self) -> None:
         """Decide all questions that are not settled, with the spread as all of them show it."""
-        self.spread = self._spread()
+        self.learn()
         for question in self.questions.values():
             if not self.is_settled(question):
                 self.look(question)
+
+    def learn(self) -> None:
+        """Take up what all loads so far say of the spread between loads."""
+        self.spread = self._spread()
 
     def is_settled(self, question: Question) -> bool:
         """Whether more loads would change nothing, or are not to be had."""
@@ -201,7 +205,7 @@ class Bench:
         start = Spread(variance=1.0, freedom=1.0)
         for question in self.questions.values():
             barriers = question.design.barriers if question.design is not None else []
-            for name in barriers[:1]:
+            for name in list(question.opinion.near or barriers)[:1]:
                 yield from _own(
                     question.loads,
                     {HEAD: 1, between(name, tail=True): 1, BLOCK: -1, between(name): -1},

@@ -72,6 +72,7 @@ class Spread:
 
 
 _LEAST_FREEDOM, _MOST_FREEDOM = 4.0, 40.0
+_FEWEST_SAMPLES = 4  # as many as one set of references gives
 _PRIOR = Spread(variance=0.015**2, freedom=4.0)
 """While nothing was measured: 1.5 %, as found on three runtimes."""
 
@@ -79,23 +80,25 @@ _PRIOR = Spread(variance=0.015**2, freedom=4.0)
 def fit_spread(variances: Sequence[tuple[float, int]]) -> Spread:
     """What many small samples say about the spread of each.
 
-    By the moments of the logarithm of the variances (Smyth 2004, section 6.2).
+    By the moments of the logarithm of the variances (Smyth 2004, section 6.2). The result is worth
+    no more degrees of freedom than the samples have together.
 
     Args:
         variances: Of each sample its variance and its degrees of freedom.
     """
     known = [(variance, dof) for variance, dof in variances if variance > 0 and dof > 0]
-    if len(known) < 5:
+    if len(known) < _FEWEST_SAMPLES:
         return _PRIOR
+    most = max(min(_MOST_FREEDOM, float(sum(dof for _, dof in known))), _LEAST_FREEDOM)
     z = np.log([variance for variance, _ in known])
     half = np.array([dof for _, dof in known]) / 2
     e = z - special.digamma(half) + np.log(half)
     mean = float(e.mean())
     excess = float(e.var(ddof=1) - special.polygamma(1, half).mean())
     if excess <= 0:  # no more than chance: all have the same
-        return Spread(variance=math.exp(mean), freedom=_MOST_FREEDOM)
+        return Spread(variance=math.exp(mean), freedom=most)
     freedom = 2 * _inverse_trigamma(excess)
-    freedom = min(max(freedom, _LEAST_FREEDOM), _MOST_FREEDOM)
+    freedom = min(max(freedom, _LEAST_FREEDOM), most)
     variance = math.exp(mean + float(special.digamma(freedom / 2)) - math.log(freedom / 2))
     return Spread(variance=variance, freedom=freedom)
 

@@ -9,6 +9,7 @@ coverage, and not against its accuracy.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,14 +151,16 @@ class History:
 
         Args:
             graph: The verdict of the graph on each question.
-            end_s: When the measuring ended: the last point.
+            end_s: When the measuring ended: the last point, with the verdicts as they are.
         """
-        found = []
-        for s in [*_times(end_s), end_s]:
-            verdicts = {name: verdict for at_s, name, verdict in self.changes if at_s <= s}
-            score = Score.of((verdict, graph[name]) for name, verdict in verdicts.items())
-            found.append(CurvePoint(s=s, decided=score.decided, right=score.right))
-        return found
+        return [self._point(s, graph, s) for s in _times(end_s)] + [
+            self._point(end_s, graph, math.inf)  # what the last look changed, too
+        ]
+
+    def _point(self, s: float, graph: Mapping[str, str], until_s: float) -> CurvePoint:
+        verdicts = {name: verdict for at_s, name, verdict in self.changes if at_s <= until_s}
+        score = Score.of((verdict, graph[name]) for name, verdict in verdicts.items())
+        return CurvePoint(s=s, decided=score.decided, right=score.right)
 
 
 def _times(end_s: float) -> Iterator[float]:
