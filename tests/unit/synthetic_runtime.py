@@ -198,7 +198,7 @@ def settle(
             truth = by_name[question.name]
             question.loads.append(load_of(truth, question.parts(), how, rng))
             bench.look(question)
-        bench.look_at_all()
+        bench.learn()
     return bench
 
 

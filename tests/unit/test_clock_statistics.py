@@ -445,7 +445,7 @@ def test_looking_often_without_sharing_the_error_makes_more_verdicts_wrong(monke
 @pytest.mark.parametrize("mutated", [False, True], ids=["as it is", "nothing learnt"])
 def test_without_learning_the_spread_noisy_machines_make_verdicts_wrong(monkeypatch, mutated):
     if mutated:
-        quiet = Spread(variance=0.004**2, freedom=40.0)
+        quiet = Spread(variance=0.002**2, freedom=40.0)
         monkeypatch.setattr(plan, "fit_spread", lambda variances: quiet)
     truth = replace(RUNTIMES["a head in the library's layout"], saved=0.0)
     found, missed = verdicts(truth, Disturbance(load=0.04), 80)

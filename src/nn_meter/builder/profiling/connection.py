@@ -99,8 +99,10 @@ class Connection:
 
     @property
     def cores(self) -> int:
-        """How many models may be timed at a time: one for each core, one on any other device."""
-        return os.cpu_count() or 1 if self.isolated and self.gated else 1
+        """How many models may be timed at a time: one on other devices than this processor."""
+        if not (self.isolated and self.gated):
+            return 1
+        return max(1, (os.cpu_count() or 1) // max(1, self.environment.threads))
 
     def workers(self, tasks: int, *, few: int) -> dict[str, Any]:
         """How ``spread`` gets its processes: as many as there are cores, or this one for a few.

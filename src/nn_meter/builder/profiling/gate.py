@@ -20,7 +20,7 @@ _CALIBRATION_NS = 150_000_000
 _LOW = 0.02  # the quantile of the probes that stands for full speed
 _SLOWER = 1.3  # a probe that takes so many times the full speed's is slow: speeds are 1.6-2.2 apart
 _FASTER = 0.8  # so many times: the calibration itself fell into a slow spell
-_SURPRISES = 30  # so many of these among so many probes, and full speed is what they took:
+_SURPRISES = 30  # so many of these among so many probes, and it is done anew:
 _AMONG = round(_SURPRISES / _LOW)  # then the quantile is one of them
 _BARREN_NS, _BARREN_RUNS = 1_000_000_000, 200
 """So long, and so many runs, without one that counts: then this is the machine's speed by now. Most
@@ -62,9 +62,6 @@ class SpeedGate:
         while self._clock() < end:
             found.append(self._timed())
         self.level_ns = float(sorted(found)[int(_LOW * len(found))])
-        self._found_anew()
-
-    def _found_anew(self) -> None:
         self._faster.clear()
         self._barren_runs = 0
         self.calibrations += 1

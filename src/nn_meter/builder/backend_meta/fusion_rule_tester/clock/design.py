@@ -95,7 +95,7 @@ class Method:
     runs: int = 4
     share: float = 0.5
     first_loads: int = 3
-    looks: tuple[int, ...] = (1, 2, 3, 4, 6, 9, 13, 18)
+    looks: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 18)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,7 +314,7 @@ def measure(
                 if trials:
                     groups.append(trials)
             runner.run(groups, take=take, goes_on=goes_on)
-            bench.look_at_all()
+            bench.learn()
     done.measure_s = time.monotonic() - start
     return done
 

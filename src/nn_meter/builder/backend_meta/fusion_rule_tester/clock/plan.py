@@ -136,22 +136,17 @@ class Bench:
                 verdict="undecided", reason=question.impossible, settled=True
             )
             return
-        if question.opinion.control and len(question.loads) not in self.method.looks:
+        count = len(question.loads)
+        if 0 < count < self.method.looks[0]:
+            self._choose(question)
+        if count not in self.method.looks:
             return  # not one of the looks that the error was shared among
         if question.design is None:
             opinion = cases.decide_case(
                 question.cases, question.loads, self.spread, error_rate=self.error_rate
             )
         else:
-            opinion = decide(
-                question.design,
-                question.loads,
-                self.references[question.reference],
-                self.spread,
-                alpha=self.alpha,
-                error_rate=self.error_rate,
-                among=question.opinion.near,
-            )
+            opinion = self._decide(question, question.design)
         opinion = replace(opinion, near=question.opinion.near or opinion.near)
         if opinion.more and not question.with_heads_away:
             question.with_heads_away = True
@@ -159,18 +154,28 @@ class Bench:
         if self.is_settled(question) and question.decided_at_s is None:
             question.decided_at_s = self.clock() - self.started_s
 
+    def _choose(self, question: Question) -> None:
+        """Choose the controls of the next loads: that is no verdict, and costs no error."""
+        if question.design is not None and not question.opinion.near:
+            first = self._decide(question, question.design)
+            question.opinion = replace(_UNSETTLED, near=first.near, reason="loaded too seldom")
+
+    def _decide(self, question: Question, design: Design) -> Opinion:
+        return decide(
+            design,
+            question.loads,
+            self.references[question.reference],
+            self.spread,
+            alpha=self.alpha,
+            error_rate=self.error_rate,
+            among=question.opinion.near,
+        )
+
     def replay(self, question: Question) -> None:
         """Look at a question as often as when its loads came, one after the other."""
         loads, question.loads = question.loads, []
         for load in loads:
             question.loads.append(load)
-            if not self.is_settled(question):
-                self.look(question)
-
-    def look_at_all(self) -> None:
-        """Decide all questions that are not settled, with the spread as all of them show it."""
-        self.learn()
-        for question in self.questions.values():
             if not self.is_settled(question):
                 self.look(question)
 
