@@ -61,6 +61,14 @@ GRAPH_LIMITS_S = {
     "mnn_cpu": 60,
     "iree_cpu": 120,
 }
+# seconds for verdicts by the clock on it, and the formula and the graphs to hold them against
+CLOCK_LIMITS_S = {
+    "onnxruntime_cpu": 60,
+    "openvino_cpu": 100,
+    "tflite_cpu": 240,
+    "ncnn_cpu": 100,
+    "mnn_cpu": 60,
+}
 PYTHON = [sys.executable, "-c", "pass"]
 CASES = {
     "default": Case(
@@ -74,6 +82,14 @@ CASES = {
         [NN_METER, "run", "--json", "--backend", "tflite_cpu", "--testcases", CASES_79],
         limit_s=77,
     ),
+    **{
+        f"clock-{backend}": Case(
+            f"the whole default list by the clock, validated, {backend}",
+            [NN_METER, "validate", "--backend", backend, "--json", "v.json"],
+            limit_s=limit_s,
+        )
+        for backend, limit_s in CLOCK_LIMITS_S.items()
+    },
     "onnx-generate": Case(
         "79 pairs + MON, ONNX, generating",
         [NN_METER, "ruletest", "generate", "--json", "--testcases", CASES_79],

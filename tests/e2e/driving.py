@@ -197,14 +197,19 @@ Visit = tuple[int, str, int, int, str, str, bytes]
 """Round, test case, load, position, model, hash of its file, samples (int64 ns)."""
 
 
-def visits(workspace: Path) -> list[Visit]:
-    """All that was measured in a workspace, oldest first; nothing if there is no store yet."""
+def visits(workspace: Path, *, clock: bool = False) -> list[Visit]:
+    """All that was measured of the guide's models in a workspace, oldest first.
+
+    Nothing if there is no store yet. With ``clock`` what the clock measured instead.
+    """
     path = workspace / "fusion_rule_test" / "results" / "samples.db"
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
             return db.execute(
                 "SELECT rounds.id, testcase, load, position, model, hash, samples FROM visits "
-                "JOIN rounds ON rounds.id = visits.round ORDER BY rounds.id, position"
+                "JOIN rounds ON rounds.id = visits.round WHERE (testcase LIKE 'clock:%') = ? "
+                "ORDER BY rounds.id, position",
+                (clock,),
             ).fetchall()
     except sqlite3.OperationalError:  # not there yet
         return []

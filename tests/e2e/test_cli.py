@@ -301,7 +301,8 @@ def test_run_with_defaults_in_an_empty_folder(user):
         if rule != "MON":
             word = {True: "fused", False: "separate", None: "free"}[verdict["obey"]]
             assert verdict["verdict"] == word
-            alone = {key: value for key, value in verdict.items() if key != "when"}
+            beside = ("when", "others", "clock", "saves")
+            alone = {key: value for key, value in verdict.items() if key not in beside}
             assert verdict["when"]["alone"] == alone
     assert {verdict["verdict"] for verdict in verdicts.values()} >= {"fused", "separate", "free"}
     assert [path.name for path in user.folder.iterdir()] == ["nn-meter-workspace"]
@@ -330,7 +331,8 @@ def test_run_ends_with_a_table(small):
     again = small.succeed("run", "--workspace", "ws").splitlines()
     assert again[-1].startswith("0 test cases measured, 1 kept from before, executed graphs of 3 ")
     assert again[-1].endswith(" s, 0.0 s of measured runs in the runtime")
-    assert [line for line in again if "BF_conv_relu" in line] == [row]
+    (row_again,) = [line for line in again if "BF_conv_relu" in line]
+    assert row_again.split("│")[:5] == row.split("│")[:5]  # what is saved may be known better
 
 
 def test_run_asks_what_testcases_names(user):
@@ -465,7 +467,6 @@ def test_a_converted_model_is_what_is_profiled(small):
         ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_rellu]", "did you mean 'relu'?"),
         ("ruletest_config.yaml", "OTHER_TESTCASES: [MOM]", "did you mean 'MON'?"),
         ("ruletest_config.yaml", "CIN: 5\nBASIC_TESTCASES: [split_relu]", "must be even"),
-        ("ruletest_config.yaml", "EVIDENCE: latency", "later release"),
         ("ruletest_config.yaml", "EVIDENCE: graphs", "EVIDENCE must be auto, graph"),
         ("backend_config.yaml", "THREADS: many", "THREADS must be a whole number"),
         ("backend_config.yaml", "THREAD: 2", "did you mean THREADS?"),
@@ -647,7 +648,9 @@ def test_latencies_still_decide_where_the_graph_cannot_be_told(small):
 
 def test_progress_is_plain_lines_where_nobody_looks(small):
     done = small.nn_meter("run", "--workspace", "ws", "--json")
-    assert [line.split(" of ")[0] for line in done.err.splitlines()] == [
+    lines = [line.split(" of ")[0] for line in done.err.splitlines()]
+    assert "(nn-Meter) controls: 1" in lines
+    assert lines[:8] == [
         "(nn-Meter) generate: 1",
         "(nn-Meter) generate: 8",
         "(nn-Meter) convert: 1",

@@ -89,7 +89,10 @@ class Measurement:
 
     @property
     def trials(self) -> dict[str, int]:
-        return {name: len(numbers) for name, numbers in rounds(visits(self.workspace)).items()}
+        return {
+            name: len(numbers)
+            for name, numbers in rounds(visits(self.workspace, clock=True)).items()
+        }
 
     def told(self) -> Counter[str]:
         """Trials that it was told of, by question."""
@@ -142,7 +145,7 @@ def test_killed_and_begun_again(measurement, moment):
     store = measurement.workspace / "fusion_rule_test" / "results" / "samples.db"
     with closing(sqlite3.connect(store)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    before, trials = visits(measurement.workspace), measurement.trials
+    before, trials = visits(measurement.workspace, clock=True), measurement.trials
     for name, count in measurement.told().items():
         assert trials[name] >= count, "a trial was lost"
     assert_whole(before)
@@ -154,7 +157,7 @@ def test_killed_and_begun_again(measurement, moment):
     assert (begun["stage"], begun["refused"], set(begun["questions"])) == ("begun", {}, QUESTIONS)
     assert ended["stage"] == "ended"
     assert set(ended["settled"]) == QUESTIONS
-    after = visits(measurement.workspace)
+    after = visits(measurement.workspace, clock=True)
     assert after[: len(before)] == before
     assert_whole(after)
     for name in begun["settled"]:

@@ -448,8 +448,8 @@ def test_without_learning_the_spread_noisy_machines_make_verdicts_wrong(monkeypa
         quiet = Spread(variance=0.002**2, freedom=40.0)
         monkeypatch.setattr(plan, "fit_spread", lambda variances: quiet)
     truth = replace(RUNTIMES["a head in the library's layout"], saved=0.0)
-    found, missed = verdicts(truth, Disturbance(load=0.04), 80)
-    assert (found["fused"] / 80 > limit(0.05, 80)) == mutated
+    found, missed = verdicts(truth, Disturbance(load=0.08), 120)
+    assert (found["fused"] / 120 > limit(0.05, 120)) == mutated
     assert (missed.share > limit(0.1, missed.n)) == mutated
 
 

@@ -21,9 +21,21 @@ from nn_meter.builder.profiling.run import case_models
 from nn_meter.builder.workspace import Workspace
 from nn_meter.errors import NNMeterError, ResultFileError
 
-__all__ = ["ask_the_clock", "asked_of"]
+__all__ = ["ask_the_clock", "asked_of", "budget_s"]
 
 _LEAST_S = 10.0
+
+
+def budget_s(config: Mapping[str, Any], rules: int, *, beside: bool = False) -> float:
+    """Seconds that measuring may take.
+
+    Args:
+        config: All keys of ``ruletest_config.yaml``.
+        rules: How many there are.
+        beside: The clock's opinion only stands beside what decides.
+    """
+    whole = float(config["TIME_BUDGET"]) * rules
+    return whole if beside and config["EVIDENCE"] == "auto" else max(_LEAST_S, whole)
 
 
 def asked_of(
@@ -81,7 +93,7 @@ def ask_the_clock(bed: Bed) -> None:
         bed.store,
         bed.campaign,
         bench,
-        budget_s=max(_LEAST_S, config["TIME_BUDGET"] * len(asked)),
+        budget_s=budget_s(config, len(asked), beside=bed.connection.shows_graph),
         time_limit_s=bed.time_limit_s,
         progress=bed.progress,
     )
