@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import default_budget_s
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import (
@@ -42,7 +43,6 @@ from nn_meter.errors import BackendError, ConfigError
 
 __all__ = ["validate"]
 
-_LEAST_BUDGET_S = 10.0
 _STDOUT = Path("-")
 
 
@@ -152,8 +152,7 @@ class _Validator:
         models_s = time.monotonic() - start
         rules = {name: name.split("_")[1:] for name in generated.testcases}
         if budget_s is None:
-            each_s = self.workspace.ruletest.TIME_BUDGET
-            budget_s = max(_LEAST_BUDGET_S, each_s * len(rules))
+            budget_s = default_budget_s(self.workspace.operator_config(), len(rules))
         answers = [self._ask_the_clock(rules, budget_s, number) for number in range(repeat)]
         formula, formula_s = self._ask_for("formula", generated)
         graph, graph_s = self._ask_for("graph", generated)

@@ -45,8 +45,6 @@ class ProfileSummary:
         graphs: How many models of the test cases have an executed graph that is known.
         runtime_s: Seconds spent inside the runtime's measured runs.
         environment: What was measured in, in words.
-        clocked: How many questions the clock was asked.
-        clock_s: Seconds that this took, the making of its models included.
     """
 
     measured: list[str] = field(default_factory=list)
@@ -55,8 +53,6 @@ class ProfileSummary:
     graphs: int = 0
     runtime_s: float = 0.0
     environment: str = ""
-    clocked: int = 0
-    clock_s: float = 0.0
 
 
 def case_models(

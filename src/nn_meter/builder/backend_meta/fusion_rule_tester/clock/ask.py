@@ -21,12 +21,12 @@ from nn_meter.builder.profiling.run import case_models
 from nn_meter.builder.workspace import Workspace
 from nn_meter.errors import NNMeterError, ResultFileError
 
-__all__ = ["ask_the_clock", "asked_of", "budget_s"]
+__all__ = ["ask_the_clock", "asked_of", "default_budget_s"]
 
 _LEAST_S = 10.0
 
 
-def budget_s(config: Mapping[str, Any], rules: int, *, beside: bool = False) -> float:
+def default_budget_s(config: Mapping[str, Any], rules: int, *, beside: bool = False) -> float:
     """Seconds that measuring may take.
 
     Args:
@@ -87,15 +87,13 @@ def ask_the_clock(bed: Bed) -> None:
         alpha=config["EPS_ALPHA"],
         confidence=config["CONFIDENCE"],
     )
-    done = measure(
+    measure(
         bed.workspace,
         bed.connection,
         bed.store,
         bed.campaign,
         bench,
-        budget_s=budget_s(config, len(asked), beside=bed.connection.shows_graph),
+        budget_s=default_budget_s(config, len(asked), beside=bed.connection.shows_graph),
         time_limit_s=bed.time_limit_s,
         progress=bed.progress,
     )
-    bed.summary.clock_s = done.build_s + done.convert_s + done.measure_s
-    bed.summary.clocked = len(bench.questions)

@@ -36,6 +36,14 @@ _EMPTY = 0.15  # of a relu's pass: an op that costs less executes nothing
 _LEAST = 0.75  # of it: what the cheaper side is taken to cost at the least
 _SAME_PLACE = 1.5  # times apart: the head's layout matters to the tail
 
+_COMPARABLE = {
+    "none": {"keeps", "own", "plain"},
+    "own": {"keeps", "own"},
+    "plain": {"keeps", "plain"},
+    "unclear": {"keeps"},
+}
+"""By the layout of the head's result, those of the barriers that a tail costs as much behind."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opinion:
@@ -114,12 +122,6 @@ def decide(
     if not loads:
         return Opinion(verdict="undecided", reason="nothing was measured")
     layout = layouts_of(design, loads, reference, spread)
-    if layout == "unclear":
-        kinds = {"keeps"}
-    else:
-        kinds = {"none": {"keeps", "own", "plain"}, "own": {"keeps", "own"}}.get(
-            layout, {"keeps", "plain"}
-        )
     tails = {
         name: contrast
         for name in design.barriers
@@ -128,7 +130,7 @@ def decide(
     usable = {
         name: tail
         for name, tail in tails.items()
-        if BARRIERS[name].layout in kinds and (not among or name in among)
+        if BARRIERS[name].layout in _COMPARABLE[layout] and (not among or name in among)
     }
     if design.elementwise:
         usable = _paid(usable, tails)
@@ -142,7 +144,7 @@ def decide(
     )
     if added is None or saved is None:
         return Opinion(verdict="undecided", reason="too few of the runs were at full speed")
-    apart = _apart(design, loads, kinds, usable, spread) if layout in ("none", "plain") else None
+    apart = _apart(design, loads, usable, spread) if layout in ("none", "plain") else None
     if apart is not None and apart.value < usable[control].value:
         saved = apart.plus(added, -1)
     costs = _costs(design, loads, reference, tails if layout == "own" else usable, spread)
@@ -209,7 +211,6 @@ def _second(tails: Mapping[str, Contrast]) -> str:
 def _apart(
     design: Design,
     loads: Sequence[Times],
-    kinds: set[str],
     usable: Mapping[str, Contrast],
     spread: Spread,
 ) -> Contrast | None:

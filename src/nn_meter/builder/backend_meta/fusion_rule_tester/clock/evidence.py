@@ -13,7 +13,8 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Savin
 
 __all__ = ["LatencyEvidence"]
 
-_WORDS = ("fused", "separate", "free")
+_DECISIVE = ("separate", "undecided", "free")
+"""A chain is as the first of these that one of its edges is: with one that is none, no kernel."""
 
 
 class LatencyEvidence:
@@ -61,15 +62,12 @@ class LatencyEvidence:
 
 
 def _saving(questions: list[Question], confidence: float) -> Saving:
-    """Of all edges the one that decides: one that is open, else one that does not fuse."""
+    """What is said of all edges: what is said of the one that decides."""
     opinions = [question.opinion for question in questions]
-    order = ("undecided", "free", "separate")
     first = next(
-        (o for word in order for o in opinions if o.verdict == word),
+        (opinion for word in _DECISIVE for opinion in opinions if opinion.verdict == word),
         min(opinions, key=lambda opinion: opinion.saving or 0.0),
     )
-    # a chain is not one kernel if one of its edges is none
-    first = next((o for o in opinions if o.verdict == "separate"), first)
     return Saving(
         verdict=first.verdict,
         confidence=confidence,

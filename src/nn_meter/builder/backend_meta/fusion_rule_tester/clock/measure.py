@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,8 +36,6 @@ from nn_meter.errors import NNMeterError, OperatorError
 from nn_meter.progress import Progress
 
 __all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names"]
-
-log = logging.getLogger(__name__)
 
 _PREFIX = "clock:"
 _GROUP = 12  # questions that share the models of a head
