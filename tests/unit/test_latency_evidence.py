@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nn_meter.builder.backend_meta.fusion_rule_tester import find
+from nn_meter.builder.backend_meta.fusion_rule_tester import build, find
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import decide_case
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method, design_edge
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Asked, bench_of
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Spread
 from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges
+from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.config import RuletestConfig
+from nn_meter.builder.profiling.store import Store
 
 CONFIG = {**RuletestConfig().as_dict(), "MODEL_DIR": ".", "IMPLEMENT": "onnx"}
 FUSED = Opinion(verdict="fused", saving=0.9, low=0.7, high=1.1, control="tanh", settled=True)
@@ -127,3 +130,21 @@ def test_two_cases_that_fit_alike_are_undecided():
 def test_a_case_whose_models_have_too_few_runs_is_no_answer():
     few = [{part: time for part, time in load.items() if part != "call"} for load in loads(8.0)]
     assert decide_case(CASES, few, SPREAD, error_rate=0.01).verdict == "undecided"
+
+
+# --- from the store ------------------------------------------------------------------------------
+
+
+def test_what_a_verdict_cost_is_known_from_the_store(tmp_path):
+    method = Method()
+    design = design_edge(("conv",), "relu", CONFIG, method)
+    key = build.chain_key(design.models["head"])
+    with Store(tmp_path / "samples.db") as store:
+        environment = Environment(runtime="none", version="1")
+        campaign = store.campaign(store.environment("none", environment))
+        visits = [("head", key, np.array([1000, 3000])), ("head", "another's", np.array([9000]))]
+        store.add_round(store.load(campaign), "clock:BF_conv_relu:1", [*visits, *visits])
+        asked = Asked(rule="BF_conv_relu", ops=("conv", "relu"), config=CONFIG)
+        bench, _ = bench_of([asked], store, campaign, method=method, alpha=0.5, confidence=0.95)
+    (question,) = bench.of("BF_conv_relu")
+    assert question.cost_s == pytest.approx(8e-6)

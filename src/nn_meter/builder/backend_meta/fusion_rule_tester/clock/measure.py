@@ -126,12 +126,14 @@ def bench_of(
                 references[reference] = _loads(
                     known.get(reference, ()), _keys(reference_design(design)), method.replicas
                 )
+            rounds, keys = known.get(name, ()), _keys(design.models)
             questions[name] = Question(
                 name=name,
                 rule=each.rule,
                 design=design,
                 reference=reference,
-                loads=_loads(known.get(name, ()), _keys(design.models), method.replicas),
+                loads=_loads(rounds, keys, method.replicas),
+                cost_s=_runtime_s(rounds, keys),
             )
     bench = Bench(
         questions=questions,
@@ -189,6 +191,7 @@ def _case_question(asked: Asked, known: Mapping[str, Any]) -> Question:
         files=asked.files,
         call=call,
         loads=_loads(known.get(name, ()), keys, 1),
+        cost_s=_runtime_s(known.get(name, ()), keys),
     )
 
 
@@ -212,6 +215,16 @@ def _loads(
         if times := times_of(seen, level, replicas):
             found.append(times)
     return found
+
+
+def _runtime_s(rounds: Sequence[Sequence[tuple[str, str, Any]]], keys: Mapping[str, str]) -> float:
+    """Seconds of runs that count."""
+    return sum(
+        float(ns.sum()) * 1e-9
+        for visits in rounds
+        for part, key, ns in visits
+        if keys.get(part) == key
+    )
 
 
 def _keys(models: Mapping[str, Chain]) -> dict[str, str]:
