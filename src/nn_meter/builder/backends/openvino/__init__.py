@@ -1,4 +1,4 @@
 """OpenVINO on the CPU of this host.
 
-Who lives here: `backend`, `graph`, `recorded`, `settings`, `sources`.
+Who lives here: `backend`, `graph`, `native`, `recorded`, `settings`, `sources`.
 """

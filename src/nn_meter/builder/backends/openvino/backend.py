@@ -1,13 +1,14 @@
-"""OpenVINO: the only module that imports it."""
+"""OpenVINO: the only module that imports its Python interface."""
 
 from __future__ import annotations
 
-import io
+import ctypes
 import logging
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ from nn_meter.builder.backends.base import (
     ComesLater,
     Environment,
     Samples,
+    Session,
     SessionBackend,
     SessionProfiler,
     Shapes,
@@ -29,6 +31,7 @@ from nn_meter.builder.backends.base import (
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.builder.backends.openvino.graph import name_apart, read_graph
+from nn_meter.builder.backends.openvino.native import NativeCore, Port, load_library
 from nn_meter.errors import (
     ConversionError,
     DeviceError,
@@ -150,7 +153,6 @@ class OpenVINOBackend(SessionBackend):
     takes = ("onnx", "torch", "tensorflow")
     tried = ("openvino 2026.4",)
     _known_core: Any = None
-    _exported: dict[tuple[Any, ...], bytes] | None = None
 
     @property
     def device(self) -> str:
@@ -204,31 +206,17 @@ class OpenVINOBackend(SessionBackend):
             options={"device_name": core.get_property(self.device, "FULL_DEVICE_NAME")},
         )
 
-    def open(self, converted_model: str, shapes: Shapes) -> OpenVINOSession:
+    def open(self, converted_model: str, shapes: Shapes) -> Session:
         ov = _openvino()
         core = self._core(ov)
         with _refusals():
             compiled = self._compiled(ov, core, Path(converted_model), shapes)
-            found = [[int(size) for size in port.shape][1:] for port in compiled.inputs]
-            return OpenVINOSession(compiled, reference_inputs(found))
+            return OpenVINOSession(compiled, reference_inputs(_feed_shapes(compiled)))
 
     def _compiled(self, ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
-        """A compiled model; a small one that is loaded again is compiled once and then imported.
-
-        Importing makes the same kernels and allocates anew, in a fifth of the time.
-        """
-        if self._exported is None:
-            self._exported = {}
-        state = path.stat()
-        key = (str(path), state.st_mtime_ns, state.st_size, str([list(s) for s in shapes]))
-        if (blob := self._exported.get(key)) is not None:
-            return core.import_model(io.BytesIO(blob), self.device, self._properties())
         model = _read(ov, core, path, shapes)
         _static_shapes(model)
-        compiled = core.compile_model(model, self.device, self._properties())
-        if state.st_size < _SMALL and model_format(path) != "other":  # it is all in this file
-            self._exported[key] = compiled.export_model().getvalue()
-        return compiled
+        return core.compile_model(model, self.device, self._properties())
 
     def test_connection(self) -> str:
         self._core(_openvino())
@@ -264,14 +252,68 @@ class OpenVINOBackend(SessionBackend):
         return properties
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Exported:
+    """A compiled model as OpenVINO exports it."""
+
+    blob: bytes
+    inputs: Sequence[Port]
+    outputs: Sequence[Port]
+
+
 class OpenVINOCPUBackend(OpenVINOBackend):
-    """OpenVINO on the CPU of this host, whatever ``DEVICE`` says."""
+    """OpenVINO on the CPU of this host, whatever ``DEVICE`` says.
+
+    Models are compiled by way of Python and run by way of C, which is quicker (see ``native``). A
+    small one that is loaded again is compiled once and then imported, which makes the same kernels
+    and allocates anew, in a fifth of the time.
+    """
 
     runs_here = True
+    _native: NativeCore | None = None
+    _exported: dict[tuple[Any, ...], _Exported] | None = None
 
     @property
     def device(self) -> str:
         return "CPU"
+
+    def describe(self) -> Environment:
+        found = super().describe()
+        called = "C" if _library() is not None else "Python"
+        return replace(found, options={**found.options, "called_from": called})
+
+    def open(self, converted_model: str, shapes: Shapes) -> Session:
+        library = _library()
+        if library is None:
+            return super().open(converted_model, shapes)
+        with _refusals():
+            exported = self._export(Path(converted_model), shapes)
+            if exported is None:  # outputs without fixed shapes
+                return super().open(converted_model, shapes)
+            if self._native is None:
+                self._native = NativeCore(library, self.device, self._properties())
+            feeds = reference_inputs([shape[1:] for _, shape in exported.inputs])
+            return self._native.load(exported.blob, exported.inputs, exported.outputs, feeds)
+
+    def _export(self, path: Path, shapes: Shapes) -> _Exported | None:
+        if self._exported is None:
+            self._exported = {}
+        state = path.stat()
+        key = (str(path), state.st_mtime_ns, state.st_size, str([list(s) for s in shapes]))
+        if (known := self._exported.get(key)) is not None:
+            return known
+        ov = _openvino()
+        compiled = self._compiled(ov, self._core(ov), path, shapes)
+        if any(port.partial_shape.is_dynamic for port in compiled.outputs):
+            return None
+        found = _Exported(
+            blob=compiled.export_model().getvalue(),
+            inputs=[_port(port) for port in compiled.inputs],
+            outputs=[_port(port) for port in compiled.outputs],
+        )
+        if state.st_size < _SMALL and model_format(path) != "other":  # it is all in this file
+            self._exported[key] = found
+        return found
 
     def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
         ov = _openvino()
@@ -336,6 +378,19 @@ def _read(ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
             }
         )
     return model
+
+
+def _library() -> ctypes.CDLL | None:
+    return load_library(Path(str(_openvino().__file__)).parent)
+
+
+def _port(port: Any) -> Port:
+    return str(port.element_type.to_dtype().name), tuple(int(size) for size in port.shape)
+
+
+def _feed_shapes(compiled: Any) -> list[list[int]]:
+    """Shapes of the inputs of a compiled model, without the batch dimension."""
+    return [[int(size) for size in port.shape][1:] for port in compiled.inputs]
 
 
 def _name(port: Any) -> str:
