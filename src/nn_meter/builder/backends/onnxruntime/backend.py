@@ -27,6 +27,15 @@ from nn_meter.reference import reference_inputs
 __all__ = ["OnnxRuntimeCPUBackend", "OnnxRuntimeSession"]
 
 
+_USUAL = "all"
+_LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    _USUAL: "ORT_ENABLE_ALL",
+}
+
+
 def _onnxruntime() -> ModuleType:
     # Its Linux wheel has telemetry on: without this, importing it writes a device id into the home
     # directory. Later calls that turn it off are too late for that.
@@ -92,12 +101,19 @@ class OnnxRuntimeCPUBackend(SessionBackend):
             raise self.refuse(model_path)
         return str(model_path)
 
+    @property
+    def graph_optimization(self) -> str:
+        """How much ONNX Runtime may change a graph: a key of ``_LEVELS``."""
+        return str(self.configs.get("GRAPH_OPTIMIZATION") or _USUAL)
+
     def describe(self) -> Environment:
+        level = self.graph_optimization
         return Environment(
             runtime="onnxruntime",
             version=str(_onnxruntime().__version__),
             device="CPU",
             threads=self.threads,
+            options={} if level == _USUAL else {"graph_optimization": level},
         )
 
     def open(self, converted_model: str, shapes: Shapes) -> OnnxRuntimeSession:
@@ -128,6 +144,9 @@ class OnnxRuntimeCPUBackend(SessionBackend):
     def _options(self) -> Any:
         options = _onnxruntime().SessionOptions()
         options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = getattr(
+            _onnxruntime().GraphOptimizationLevel, _LEVELS[self.graph_optimization]
+        )
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
