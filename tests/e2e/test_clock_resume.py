@@ -167,10 +167,6 @@ def test_killed_and_begun_again(measurement, moment):
         assert known < measurement.trials[name] <= known + measurement.told()[name]
 
 
-@pytest.mark.xfail(
-    reason="Bench.replay decides by the spread of all loads, and not by that of its time: one in "
-    "ten of those that were settled is open again"
-)
 def test_what_is_settled_stays_settled(measurement):
     measurement.start()
     measurement.end()

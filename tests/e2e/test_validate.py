@@ -56,9 +56,13 @@ def checked(data: dict[str, Any]) -> dict[str, Any]:
     assert data["coverage"] == round(len(decided) / len(cases), 4)
     assert data["accuracy"] == (round(len(right) / len(decided), 4) if decided else None)
     assert data["found"]["of"] == sum(each["graph"] == "fused" for each in cases)
-    by_formula = [each for each in cases if each["formula"] in ("fused", "separate")]
-    agree = sum(each["formula"] == each["graph"] for each in by_formula)
-    assert (data["formula"]["of"], data["formula"]["right"]) == (len(by_formula), agree)
+    for formula in ("formula", "formula_on_the_guides_models"):
+        by_formula = [each for each in cases if each[formula] in ("fused", "separate")]
+        agree = sum(each[formula] == each["graph"] for each in by_formula)
+        assert (data[formula]["of"], data[formula]["right"]) == (len(by_formula), agree)
+    assert data["formula"]["of"] == len(cases)
+    assert data["changed"] == []
+    assert all(each["timed"] == each["graph"] for each in cases if each["timed"] != "undecided")
     seconds = [point["s"] for point in data["curve"]]
     assert seconds == sorted(seconds)
     last = data["curve"][-1]
@@ -97,8 +101,23 @@ def test_clear_pairs(validator, backend):
     assert printed[0].endswith(" on CPU, 1 thread, float32: 6 questions")
     assert printed[1].startswith("5 cases; no cases: 1 empty")
     assert "Wrong: none" in printed
+    assert "Executed in the size timed as in the size asked for: 5 of 5" in printed
     (accuracy,) = (line for line in printed if line.startswith("accuracy among decided"))
     assert "100.0 %" in accuracy
+
+
+def test_what_is_not_optimized_comes_out_separate(validator):
+    """No verdict rests on which pairs usually fuse: the runtime does not, and the clock says so."""
+    asked = ("--testcases", "conv_relu,conv_bn,conv_sigmoid,fc_relu,conv_add", "--json", "-")
+    off = ("--set", "GRAPH_OPTIMIZATION=disabled")
+    data = checked(json.loads(validator.succeed("validate", *asked, *off)))
+    assert data["environment"]["options"]["graph_optimization"] == "disabled"
+    assert {each["graph"] for each in data["verdicts"]} == {"separate"}
+    assert {each["latency"] for each in data["verdicts"]} <= {"separate", "undecided"}
+    assert data["coverage"] >= 0.6
+    as_usual = checked(json.loads(validator.succeed("validate", *asked)))
+    assert as_usual["found"]["of"] == 4
+    assert as_usual["found"]["fused"] >= 3
 
 
 def test_repeats_are_compared(validator):

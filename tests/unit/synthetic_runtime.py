@@ -28,6 +28,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     without_head,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Spread, Times
 from nn_meter.builder.profiling import race
 from nn_meter.builder.profiling.gate import SpeedGate
 
@@ -172,10 +173,12 @@ def settle(
     *,
     confidence: float = 0.95,
     alpha: float = 0.5,
+    seen: dict[str, list[tuple[Times, Spread]]] | None = None,
 ) -> Bench:
     """Ask the questions of one run, which share their references, until all are settled.
 
-    The order of events is that of ``clock.measure.measure``.
+    The order of events is that of ``clock.measure.measure``. ``seen`` is told each question's loads
+    and the spread that it was looked at with.
     """
     by_name = {str(number): truth for number, truth in enumerate(truths)}
     bench = Bench(
@@ -197,6 +200,8 @@ def settle(
             tries[question.name] = tries.get(question.name, 0) + 1
             truth = by_name[question.name]
             question.loads.append(load_of(truth, question.parts(), how, rng))
+            if seen is not None:
+                seen.setdefault(question.name, []).append((question.loads[-1], bench.spread))
             bench.look(question)
         bench.learn()
     return bench

@@ -40,7 +40,7 @@ from synthetic_runtime import (
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock import plan, statistics
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import decide
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import BLOCK, HEAD, between
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
     Contrast,
     Spread,
@@ -271,6 +271,31 @@ def test_verdicts_hold_where_loads_are_far_further_apart_than_usual():
     found, missed = verdicts(truth, Disturbance(load=0.06), 120)
     assert found["fused"] / 120 <= limit(0.05, 120)
     assert missed.share <= limit(0.1, missed.n)
+
+
+def test_what_was_decided_is_decided_alike_when_it_is_read_again():
+    how = Disturbance(load=0.02)
+    truths = [Truth(saved=saved) for saved in np.random.default_rng(5).uniform(-0.2, 1.2, 120)]
+    seen: dict[str, list] = {}
+    bench = settle(truths, how, np.random.default_rng(6), seen=seen)
+
+    again = Bench(
+        questions={
+            name: Question(name=name, rule=name, design=q.design, reference=q.reference)
+            for name, q in bench.questions.items()
+        },
+        references=bench.references,
+        method=bench.method,
+        alpha=bench.alpha,
+        confidence=bench.confidence,
+    )
+    for name, question in again.questions.items():
+        again.replay(question, seen[name])
+
+    assert len({q.opinion.verdict for q in bench.questions.values()}) > 2
+    for name, question in bench.questions.items():
+        assert again.questions[name].opinion == question.opinion
+        assert again.is_settled(again.questions[name])
 
 
 def test_the_spread_is_learnt_whichever_control_counts():

@@ -11,13 +11,15 @@ from nn_meter.builder.backend_meta.fusion_rule_tester import build, find
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import decide_case
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method, design_edge
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.evidence import LatencyEvidence
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Asked, bench_of
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Spread
 from nn_meter.builder.backend_meta.fusion_rule_tester.evidence import Judges
+from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Verdict
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.config import RuletestConfig
-from nn_meter.builder.profiling.store import Store
+from nn_meter.builder.profiling.store import Store, StoredTrial
 
 CONFIG = {**RuletestConfig().as_dict(), "MODEL_DIR": ".", "IMPLEMENT": "onnx"}
 FUSED = Opinion(verdict="fused", saving=0.9, low=0.7, high=1.1, control="tanh", settled=True)
@@ -72,6 +74,50 @@ def test_a_chain_has_a_verdict_for_each_edge_and_one_for_all(opinions, verdict):
     assert [edge.verdict for edge in found.edges] == [opinion.verdict for opinion in opinions]
     assert found.clock.loads == 2
     assert found.clock.runtime_s == 0.5
+
+
+@pytest.mark.parametrize(
+    ("timed", "graph", "word"),
+    [
+        ("separate", "fused", "undecided"),
+        ("fused", "separate", "undecided"),
+        ("fused", "fused", "fused"),
+        ("", "separate", "fused"),
+        ("undecided", "separate", "fused"),
+        ("separate", "free", "fused"),
+    ],
+)
+def test_a_pair_that_runs_otherwise_in_the_size_timed_is_left_open(timed, graph, word):
+    question = Question(name="1", rule="BF_conv_relu", opinion=FUSED, timed=timed, loads=[{}])
+    bench = Bench(
+        questions={"1": question}, references={}, method=Method(), alpha=0.5, confidence=0.95
+    )
+    case = find.testcase_named("BF_conv_relu", CONFIG)
+    asked = Verdict(obey=None, verdict=graph, evidence="graph")
+    found = LatencyEvidence({"BF_conv_relu": bench}).judge(case, {}, asked)
+    assert found.verdict == found.clock.verdict == word
+    if word == "undecided":
+        assert found.reason == (
+            f"it is {timed} in the size that it was timed in, and {graph} in the size asked for"
+        )
+
+
+def test_only_the_edge_that_runs_otherwise_is_left_open():
+    questions = {
+        str(k): Question(
+            name=str(k), rule="BF_conv_bn_relu", opinion=FUSED, timed="fused", loads=[{}]
+        )
+        for k in range(2)
+    }
+    bench = Bench(questions=questions, references={}, method=Method(), alpha=0.5, confidence=0.95)
+    case = find.testcase_named("BF_conv_bn_relu", CONFIG)
+    edges = [
+        Edge(ops=("conv", "bn"), verdict="fused"),
+        Edge(ops=("bn", "relu"), verdict="separate"),
+    ]
+    asked = Verdict(obey=False, verdict="separate", evidence="graph", edges=edges)
+    found = LatencyEvidence({"BF_conv_bn_relu": bench}).judge(case, {}, asked)
+    assert [edge.verdict for edge in found.edges] == ["fused", "undecided"]
 
 
 def test_a_rule_that_the_clock_was_not_asked_has_no_verdict_by_it():
@@ -143,7 +189,7 @@ def test_what_a_verdict_cost_is_known_from_the_store(tmp_path):
         environment = Environment(runtime="none", version="1")
         campaign = store.campaign(store.environment("none", environment))
         visits = [("head", key, np.array([1000, 3000])), ("head", "another's", np.array([9000]))]
-        store.add_round(store.load(campaign), "clock:BF_conv_relu:1", [*visits, *visits])
+        store.add_trial(campaign, "clock:BF_conv_relu:1", StoredTrial(visits=[*visits, *visits]))
         asked = Asked(rule="BF_conv_relu", ops=("conv", "relu"), config=CONFIG)
         bench, _ = bench_of([asked], store, campaign, method=method, alpha=0.5, confidence=0.95)
     (question,) = bench.of("BF_conv_relu")

@@ -16,7 +16,7 @@ import pytest
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.profiling.measure import Model
 from nn_meter.builder.profiling.process import Worker
-from nn_meter.builder.profiling.store import GATE, Failure, Store
+from nn_meter.builder.profiling.store import Failure, Store
 from nn_meter.builder.profiling.trials import Trial, TrialRunner
 from nn_meter.errors import (
     BackendError,
@@ -117,6 +117,7 @@ def trial(name: str, **models: str) -> Trial:
         name=name,
         models={part: model(key) for part, key in models.items()},
         digests={part: f"digest of {key}" for part, key in models.items()},
+        notes={"asked": "why"},
     )
 
 
@@ -154,12 +155,12 @@ def test_a_trial_is_loaded_timed_stored_and_told_of(run, connection, store, camp
     assert set(loaded.visits) == {"head", "block"}
     assert loaded.visits["head"][2].tolist() == [1002, 1002]
     assert loaded.visits["head"][2].dtype == np.int64
-    assert (loaded.level_ns, loaded.runs, loaded.counted) == (2000.4, 18, 12)
+    assert (loaded.level_ns, loaded.runs, loaded.counted) == (2000, 18, 12)
     assert loaded.runtime_s == pytest.approx(2 * 2 * (1000 + 1001 + 1002) * 1e-9)
     assert loaded.failures == {}
     (found,) = store.trials(campaign, "one")["one"]
-    assert [(part, digest, ns.tolist()) for part, digest, ns in found] == [
-        (GATE, "", [2000]),
+    assert (found.level_ns, found.notes) == (2000, {"asked": "why"})
+    assert [(part, digest, ns.tolist()) for part, digest, ns in found.visits] == [
         *[("head", "digest of conv", [1000 + n] * 2) for n in range(3)],
         *[("block", "digest of conv_relu", [1000 + n] * 2) for n in range(3)],
     ]
@@ -366,8 +367,8 @@ def test_ctrl_c_ends_it_and_what_is_finished_is_stored(store, campaign, cores):
     assert found["one"] >= 1
     assert "three" not in found
     for name in found:
-        for visits in store.trials(campaign, name)[name]:
-            assert [part for part, _, _ in visits] == [GATE, *["head"] * 3]
+        for each in store.trials(campaign, name)[name]:
+            assert [part for part, _, _ in each.visits] == ["head"] * 3
     assert store.failures(campaign, "two", {"head": "digest of slow"}) == {}
 
 
@@ -481,20 +482,20 @@ def test_trials_are_found_by_what_their_names_begin_with(run, store, campaign, p
     found = store.trials(campaign, prefix)
     assert sorted(found) == sorted(expected)
     for rounds in found.values():
-        assert [[part for part, _, _ in visits] for visits in rounds] == [
-            [GATE, *["head"] * 3, *["block"] * 3]
+        assert [[part for part, _, _ in each.visits] for each in rounds] == [
+            [*["head"] * 3, *["block"] * 3]
         ]
 
 
 def test_trials_come_oldest_first_and_of_their_campaign_only(run, store, campaign):
     run([[trial("one", head="a")]])
     run([[trial("one", head="b")]])
-    found = [visits[1][1] for visits in store.trials(campaign, "one")["one"]]
+    found = [each.visits[0][1] for each in store.trials(campaign, "one")["one"]]
     assert found == ["digest of a", "digest of b"]
     store.retire(campaign, ["one"])
     assert store.trials(campaign, "") == {}
     run([[trial("one", head="c")]])
-    assert [visits[1][1] for visits in store.trials(campaign, "one")["one"]] == ["digest of c"]
+    assert [each.visits[0][1] for each in store.trials(campaign, "one")["one"]] == ["digest of c"]
     with closing(sqlite3.connect(store._path)) as db:
         assert db.execute("SELECT count(*) FROM rounds").fetchone() == (3,)
 

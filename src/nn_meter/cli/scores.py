@@ -11,6 +11,7 @@ import click
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Measured
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.validation import (
+    DECIDED,
     Judged,
     Report,
     Score,
@@ -79,7 +80,7 @@ class Validation:
 def validation_json(found: Validation) -> dict[str, Any]:
     """What ``--json`` writes."""
     first = found.runs[0]
-    report, formula = first.report, first.report.formula
+    report = first.report
     data: dict[str, Any] = {
         "backend": found.backend,
         "environment": {"backend": found.backend, **found.environment},
@@ -89,7 +90,9 @@ def validation_json(found: Validation) -> dict[str, Any]:
         "unsupported": report.unsupported,
         "graph_undecided": report.untold,
         **_score_json(report.clock),
-        "formula": {**_score_json(formula), "of": formula.decided},
+        "formula": _formula_json(report.formula_here),
+        "formula_on_the_guides_models": _formula_json(report.formula),
+        "changed": [judged.name for judged in report.changed],
         "wall_s": round(first.wall_s, 3),
         "total_s": round(found.total_s, 3),
         "curve": _curve_json(report),
@@ -131,6 +134,10 @@ def _score_json(score: Score) -> dict[str, Any]:
     }
 
 
+def _formula_json(score: Score) -> dict[str, Any]:
+    return {**_score_json(score), "of": score.decided}
+
+
 def _curve_json(report: Report) -> list[dict[str, Any]]:
     return [
         {"s": round(point.s, 3), "decided": point.decided, "right": point.right}
@@ -163,7 +170,9 @@ def _judged_json(judged: Judged) -> dict[str, Any]:
         "runtime_s": round(judged.runtime_s, 6),
         "reason": opinion.reason,
         "control": opinion.control,
-        "formula": judged.formula,
+        "timed": judged.timed or None,
+        "formula": judged.formula_here,
+        "formula_on_the_guides_models": judged.formula,
     }
 
 
@@ -201,6 +210,8 @@ def _lines(found: Validation) -> Iterator[str]:
     yield ""
     yield from _not_right(report)
     yield ""
+    yield _sizes(report)
+    yield ""
     yield from _aligned(_curve(report))
     yield ""
     yield f"Cost: {_cost(first)}"
@@ -215,10 +226,9 @@ def _lines(found: Validation) -> Iterator[str]:
 
 
 def _scores(report: Report) -> list[list[str]]:
-    clock, formula = report.clock, report.formula
-    both = (clock, formula)
+    both = (report.clock, report.formula_here, report.formula)
     return [
-        ["", "by the clock", "by the guide's formula"],
+        ["", "by the clock", "formula, same samples", "formula, the guide's models"],
         ["decided", *(f"{s.decided} of {s.cases}" for s in both)],
         ["coverage", *(_percent(s.coverage) for s in both)],
         ["right", *(f"{s.right} of {s.decided}" for s in both)],
@@ -252,6 +262,15 @@ def _not_right(report: Report) -> Iterator[str]:
         yield f"{title}:" if judged else f"{title}: none"
         for each in judged:
             yield f"  {each.name}: {each.opinion.verdict}, {_numbers(each)}"
+
+
+def _sizes(report: Report) -> str:
+    """Whether the runtime does the same in the size that was timed."""
+    known = [each for each in report.questions if each.is_case and each.timed in DECIDED]
+    same = len(known) - len(report.changed)
+    found = f"Executed in the size timed as in the size asked for: {same} of {len(known)}"
+    names = [f"{each.name} ({each.timed} where it was timed)" for each in report.changed]
+    return "; not ".join([found, ", ".join(names)] if names else [found])
 
 
 def _numbers(judged: Judged) -> str:

@@ -20,10 +20,15 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import (
     measure,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.same_shape import (
+    collect_small_graphs,
+    read_small_verdict,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.validation import (
     History,
     Judged,
     Report,
+    formula_of,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.generate import Generated
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import (
@@ -156,9 +161,10 @@ class _Validator:
         answers = [self._ask_the_clock(rules, budget_s, number) for number in range(repeat)]
         formula, formula_s = self._ask_for("formula", generated)
         graph, graph_s = self._ask_for("graph", generated)
+        timed = self._graphs_of_timed(answers[0].questions)
         runs = [
             Run(
-                report=_report(rules, answer, graph, formula),
+                report=_report(rules, answer, graph, formula, timed),
                 measured=answer.measured,
                 wall_s=answer.wall_s,
             )
@@ -212,7 +218,11 @@ class _Validator:
                 method=Method(),
                 alpha=config["EPS_ALPHA"],
                 confidence=config["CONFIDENCE"],
+                time_limit_s=self.time_limit_s,
             )
+
+            for question in bench.questions.values():
+                question.with_tail = True
 
             def note() -> None:
                 verdicts = {_edge(n): q.opinion.verdict for n, q in bench.questions.items()}
@@ -235,14 +245,43 @@ class _Validator:
             )
             note()
             environment = connection.environment
+            trials = store.trials(campaign, "")
         return _Answer(
             questions={_edge(name): found for name, found in bench.questions.items()},
             refused={_edge(name): reason for name, reason in refused.items()},
+            formula={
+                _edge(name): formula_of(found, config["EPS_ALPHA"])
+                for name, found in trials.items()
+            },
             history=history,
             measured=measured,
             environment=environment.to_json(),
             wall_s=time.monotonic() - start,
         )
+
+    def _graphs_of_timed(self, questions: Mapping[str, Question]) -> dict[str, str]:
+        """What executed graphs say of the edges in the size that they were timed in."""
+        with (
+            self.workspace.lock(),
+            Connection(self.backend, model_settings(self.workspace)) as connection,
+            Store(self.workspace.store_file) as store,
+            progress_shown() as progress,
+        ):
+            environment = store.environment(connection.name, connection.environment)
+            collect_small_graphs(
+                self.workspace,
+                connection,
+                store,
+                environment,
+                questions.values(),
+                time_limit_s=self.time_limit_s,
+                progress=progress,
+            )
+            return {
+                name: read_small_verdict(self.workspace, store, environment, q.design) or ""
+                for name, q in questions.items()
+                if q.design is not None
+            }
 
     def _ask_for(self, evidence: str, generated: Generated) -> tuple[dict[str, Any], float]:
         """The verdicts of one kind of evidence, and the seconds that they took."""
@@ -261,6 +300,7 @@ class _Answer:
 
     questions: Mapping[str, Question]
     refused: Mapping[str, str]
+    formula: Mapping[str, str]
     history: History
     measured: Measured
     environment: Mapping[str, Any]
@@ -277,6 +317,7 @@ def _report(
     answer: _Answer,
     graph: Mapping[str, Mapping[str, Any]],
     formula: Mapping[str, Mapping[str, Any]],
+    timed: Mapping[str, str],
 ) -> Report:
     judged, told = [], {}
     for rule, ops in rules.items():
@@ -292,6 +333,8 @@ def _report(
                     opinion=_opinion(question, answer.refused.get(key, "")),
                     graph=by_graph[edge - 1],
                     formula=by_formula[edge - 1],
+                    formula_here=answer.formula.get(key, "undecided"),
+                    timed=timed.get(key, ""),
                     loads=len(question.loads) if question is not None else 0,
                     runtime_s=question.cost_s if question is not None else 0.0,
                 )

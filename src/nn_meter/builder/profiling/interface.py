@@ -101,16 +101,21 @@ def convert_models(
 
 @dataclass(frozen=True, kw_only=True)
 class Bed:
-    """What an experiment is carried out on: a backend that opens sessions, and where samples go."""
+    """What an experiment is carried out on: a backend that opens sessions, and where samples go.
+
+    ``graphs``: the runtime was asked what it executes, and told.
+    """
 
     workspace: Workspace
     connection: Connection
     store: Store
+    environment: int
     campaign: int
     testcases: TestCases
     time_limit_s: float
     progress: Progress
     summary: ProfileSummary
+    graphs: bool
     fresh: bool
 
 
@@ -217,11 +222,13 @@ def profile_models(
                     workspace=workspace,
                     connection=connection,
                     store=store,
+                    environment=number,
                     campaign=run.campaign,
                     testcases=testcases,
                     time_limit_s=time_limit_s,
                     progress=progress,
                     summary=summary,
+                    graphs=run.asked_for_graphs and summary.graphs > 0,
                     fresh=fresh,
                 )
             )

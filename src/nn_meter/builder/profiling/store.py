@@ -11,9 +11,10 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,19 +25,22 @@ from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.errors import ResultFileError
 
 __all__ = [
-    "GATE",
     "Failure",
     "Provenance",
     "Store",
     "StoredGraph",
+    "StoredTrial",
     "graph_reference",
     "read_graph_reference",
 ]
 
 T = TypeVar("T")
 
-GATE = "gate"
+_GATE = "gate"
 """Stands for a model in the rounds of trials; its one sample is what the speed gate's work took."""
+
+_NOTES = "notes"
+"""Stands for a model in the rounds of trials; its metrics are the notes."""
 
 _VERSION = 2
 # since version 2; a graph that could not be read has the reason instead of data
@@ -112,6 +116,21 @@ class StoredGraph:
     graph: ExecutedGraph | Failure
     outputs: str | None
     reader: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTrial:
+    """One load of the models of a question, and what timing them in turn gave.
+
+    Attributes:
+        visits: Part, hash of its model, ns of the runs that count; in order.
+        level_ns: What the speed gate's work took at full speed; 0: there was no gate.
+        notes: What whoever asked for it wants to know again when the trial is read.
+    """
+
+    visits: Sequence[tuple[str, str, Samples]]
+    level_ns: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Store:
@@ -248,6 +267,15 @@ class Store:
                     *(number, position, model, digest, samples, metrics),
                 )
 
+    def add_trial(self, campaign: int, name: str, trial: StoredTrial) -> None:
+        """Write a trial, a load of its own, whole or not at all."""
+        level = np.array([trial.level_ns], dtype=np.int64)
+        self.add_round(
+            self.load(campaign),
+            name,
+            [(_GATE, "", level), (_NOTES, "", trial.notes), *trial.visits],
+        )
+
     def add_failure(
         self, campaign: int, testcase: str, model: str, digest: str, failure: Failure
     ) -> None:
@@ -362,28 +390,38 @@ class Store:
             found[model].append(self._read(_samples, blob))
         return found
 
-    def trials(self, campaign: int, names: str) -> dict[str, list[list[tuple[str, str, Samples]]]]:
-        """The rounds of trials, each a load of its own, oldest first.
+    def trials(self, campaign: int, names: str) -> dict[str, list[StoredTrial]]:
+        """Trials, oldest first.
 
         Args:
             campaign: Number of the campaign.
             names: What their names begin with.
 
         Returns:
-            By name, for each round its visits: model, hash, samples.
+            By name.
         """
         rows = self._rows(
-            "SELECT rounds.testcase, rounds.id, model, hash, samples FROM visits "
+            "SELECT rounds.testcase, rounds.id, model, hash, samples, metrics FROM visits "
             "JOIN rounds ON rounds.id = visits.round JOIN loads ON loads.id = rounds.load "
             "WHERE rounds.testcase >= ? AND rounds.testcase < ? AND loads.campaign = ? "
-            "AND samples IS NOT NULL ORDER BY rounds.id, position",
+            "ORDER BY rounds.id, position",
             *(names, names + "\U0010ffff", campaign),
         )
-        found: dict[str, dict[int, list[tuple[str, str, Samples]]]] = {}
-        for testcase, number, model, digest, blob in rows:
-            visit = (model, digest, self._read(_samples, blob))
-            found.setdefault(testcase, {}).setdefault(number, []).append(visit)
-        return {name: list(rounds.values()) for name, rounds in found.items()}
+        found: dict[str, list[StoredTrial]] = {}
+        for (name, _), of_round in groupby(rows, key=lambda row: row[:2]):
+            notes: dict[str, Any] = {}
+            visits: list[tuple[str, str, Samples]] = []
+            for _, _, model, digest, blob, text in of_round:
+                if model == _NOTES:
+                    notes = self._read(_mapping, text)
+                elif blob is not None:
+                    visits.append((model, digest, self._read(_samples, blob)))
+            if visits and visits[0][0] == _GATE:
+                level_ns = int(visits.pop(0)[2][0])
+                found.setdefault(name, []).append(
+                    StoredTrial(visits=visits, level_ns=level_ns, notes=notes)
+                )
+        return found
 
     def metrics(
         self, campaign: int, testcase: str, hashes: Mapping[str, str]

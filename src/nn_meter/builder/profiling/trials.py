@@ -24,7 +24,7 @@ from nn_meter.builder.backends.base import Samples
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.measure import Caller, Model, failure_of
 from nn_meter.builder.profiling.process import Worker, decode_error
-from nn_meter.builder.profiling.store import GATE, Failure, Store
+from nn_meter.builder.profiling.store import Failure, Store, StoredTrial
 from nn_meter.errors import NNMeterError, TimeLimitError, WorkerCrashedError
 
 __all__ = ["Loaded", "Trial", "TrialRunner"]
@@ -48,11 +48,13 @@ class Trial:
         name: What its samples are stored under.
         models: The models by the part that they play; all of them converted.
         digests: What tells the samples of each from those of another model of that part.
+        notes: What is stored with it, as JSON.
     """
 
     name: str
     models: Mapping[str, Model]
     digests: Mapping[str, str]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class Loaded:
     """
 
     visits: Mapping[str, list[Samples]] = field(default_factory=dict)
-    level_ns: float = 0.0
+    level_ns: int = 0
     failures: Mapping[str, Failure] = field(default_factory=dict)
     runs: int = 0
     counted: int = 0
@@ -195,15 +197,16 @@ class TrialRunner:
             left = wait(left, timeout=0.1).not_done
 
     def _keep(self, trial: Trial, loaded: Loaded) -> None:
-        visits: list[tuple[str, str, Any]] = [
+        visits = [
             (part, trial.digests[part], visit)
             for part, visits in loaded.visits.items()
             for visit in visits
         ]
         if visits:
-            level = np.array([round(loaded.level_ns)], dtype=np.int64)
-            self._store.add_round(
-                self._store.load(self._campaign), trial.name, [(GATE, "", level), *visits]
+            self._store.add_trial(
+                self._campaign,
+                trial.name,
+                StoredTrial(visits=visits, level_ns=loaded.level_ns, notes=trial.notes),
             )
         for part, failure in loaded.failures.items():
             self._store.add_failure(self._campaign, trial.name, part, trial.digests[part], failure)
@@ -280,7 +283,7 @@ class TrialRunner:
                 part: [np.asarray(visit, dtype=np.int64) for visit in answer["visits"][digest]]
                 for part, digest in ready.items()
             },
-            level_ns=float(answer["level_ns"]),
+            level_ns=round(answer["level_ns"]),
             failures=failures,
             runs=int(answer["runs"]),
             counted=int(answer["counted"]),

@@ -94,9 +94,9 @@ class Judges:
         graph = self._graph.judge(case, models) if self._choice in ("auto", "graph") else None
         if self._choice == "graph":
             return graph
-        latency = self._latency.judge(case, models) if self._choice != "formula" else None
         if self._choice == "formula":
             return self._formula.judge(case, models)
+        latency = self._latency.judge(case, models, graph)
         formula = self._by_formula(case, models)
         order = [graph, latency] if self._choice == "auto" else [latency]
         if self._choice == "auto":

@@ -12,6 +12,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import asked_of
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Asked, bench_of
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.same_shape import read_small_verdict
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical, testcase_named
 from nn_meter.builder.backend_meta.fusion_rule_tester.graph_evidence import CaseGraphs
 from nn_meter.builder.nn_modules.info import hash_model, read_info
@@ -112,6 +113,10 @@ def _read(
             alpha=config["EPS_ALPHA"],
             confidence=config["CONFIDENCE"],
         )
+        for question in bench.questions.values():
+            if question.design is not None and question.rule in graphs:
+                word = read_small_verdict(workspace, store, number, question.design)
+                question.timed = word or ""
         benches.update(dict.fromkeys([each.rule for each in questions], bench))
     return Origins(origin=origin, graphs=graphs, benches=benches)
 

@@ -13,6 +13,9 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import (
     measure,
     trial_names,
 )
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.same_shape import (
+    collect_small_graphs,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical, testcase_named
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.profiling.interface import Bed
@@ -86,6 +89,7 @@ def ask_the_clock(bed: Bed) -> None:
         method=Method(),
         alpha=config["EPS_ALPHA"],
         confidence=config["CONFIDENCE"],
+        time_limit_s=bed.time_limit_s,
     )
     measure(
         bed.workspace,
@@ -97,3 +101,13 @@ def ask_the_clock(bed: Bed) -> None:
         time_limit_s=bed.time_limit_s,
         progress=bed.progress,
     )
+    if bed.graphs:
+        collect_small_graphs(
+            bed.workspace,
+            bed.connection,
+            bed.store,
+            bed.environment,
+            bench.questions.values(),
+            time_limit_s=bed.time_limit_s,
+            progress=bed.progress,
+        )

@@ -28,6 +28,7 @@ __all__ = [
     "BLOCK",
     "HEAD",
     "REFERENCE",
+    "TAIL",
     "Design",
     "Method",
     "between",
@@ -37,8 +38,8 @@ __all__ = [
     "without_head",
 ]
 
-HEAD, BLOCK = "head", "block"
-"""Parts of the models of the head alone, and of head and tail."""
+HEAD, TAIL, BLOCK = "head", "tail", "block"
+"""Parts of the models of the head alone, of the tail alone, and of both."""
 
 REFERENCE = "relu"
 """The operator whose pass over a tensor is the least that an elementwise op can save."""
@@ -226,7 +227,8 @@ def _design(plan: ChainPlan, method: Method) -> Design:
     block = replace(plan.block, replicas=method.replicas, overrides=({},) * (len(head) + 1))
     shape = plan.shapes[-1]
     front = replace(block, ops=tuple(head), overrides=({},) * len(head))
-    models = {HEAD: front, BLOCK: block}
+    alone = replace(block, ops=(tail,), overrides=({},), input_shape=shape)
+    models = {HEAD: front, TAIL: alone, BLOCK: block}
     for name, barrier in BARRIERS.items():
         if len(shape) not in barrier.ranks:
             continue
@@ -236,7 +238,6 @@ def _design(plan: ChainPlan, method: Method) -> Design:
             control, ops=(*control.ops, tail), overrides=(*control.overrides, {})
         )
     operators = make_operators(block)
-    alone = replace(block, ops=(tail,), overrides=({},), input_shape=shape)
     for name, barrier in BARRIERS.items():
         if len(shape) in barrier.ranks:
             models[without_head(name)] = _behind(alone, barrier)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
@@ -29,15 +30,25 @@ class LatencyEvidence:
     def __init__(self, benches: Mapping[str, Bench]) -> None:
         self._benches = benches
 
-    def judge(self, case: BaseTestCase, models: Mapping[str, object]) -> Verdict | None:
-        """Judge a test case; None: the clock was not asked."""
+    def judge(
+        self, case: BaseTestCase, models: Mapping[str, object], graph: Verdict | None = None
+    ) -> Verdict | None:
+        """Judge a test case; None: the clock was not asked.
+
+        Args:
+            case: The test case.
+            models: Its models.
+            graph: What the executed graph says, if that is known. An edge whose models the runtime
+                executes otherwise in the size timed than in the size asked for is left open.
+        """
         bench = self._benches.get(case.name)
         if bench is None:
             return None
         questions = bench.of(case.name)
         if not any(question.loads or question.missing for question in questions):
             return None
-        saving = _saving(questions, bench.confidence)
+        opinions = _where_alike(questions, graph)
+        saving = _saving(questions, opinions, bench.confidence)
         verdict, obey = saving.verdict, None
         if verdict in ("fused", "separate"):
             obey = verdict == "fused"
@@ -46,8 +57,8 @@ class LatencyEvidence:
         edges: tuple[Edge, ...] = ()
         if isinstance(case, BasicFusion) and len(case.ops) > 2:
             edges = tuple(
-                _edge(pair, question.opinion)
-                for pair, question in zip(pairwise(case.ops), questions, strict=False)
+                _edge(pair, opinion)
+                for pair, opinion in zip(pairwise(case.ops), opinions, strict=False)
             )
         free = _named(case, questions) if verdict == "free" else ()
         return Verdict(
@@ -61,9 +72,25 @@ class LatencyEvidence:
         )
 
 
-def _saving(questions: list[Question], confidence: float) -> Saving:
-    """What is said of all edges: what is said of the one that decides."""
+def _where_alike(questions: Sequence[Question], graph: Verdict | None) -> list[Opinion]:
+    """What is said of each edge, where it was timed in a size that runs as the one asked for."""
     opinions = [question.opinion for question in questions]
+    if graph is None:
+        return opinions
+    asked: list[str] = [edge.verdict for edge in graph.edges] or [graph.verdict]
+    for k, (question, word) in enumerate(zip(questions, asked, strict=False)):
+        if {question.timed, word} == {"fused", "separate"}:
+            opinions[k] = replace(
+                opinions[k],
+                verdict="undecided",
+                reason=f"it is {question.timed} in the size that it was timed in, and {word} in "
+                "the size asked for",
+            )
+    return opinions
+
+
+def _saving(questions: list[Question], opinions: list[Opinion], confidence: float) -> Saving:
+    """What is said of all edges: what is said of the one that decides."""
     first = next(
         (opinion for word in _DECISIVE for opinion in opinions if opinion.verdict == word),
         min(opinions, key=lambda opinion: opinion.saving or 0.0),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import CALL
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     HEAD,
     REFERENCE,
@@ -22,16 +21,19 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     without_head,
 )
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import Times, times_of
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.shelf import Shelf
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
+    Spread,
+    Times,
+    times_of,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, model_config
-from nn_meter.builder.nn_modules.frameworks import suffix_of
-from nn_meter.builder.nn_modules.info import read_info
+from nn_meter.builder.backends.base import Samples
 from nn_meter.builder.profiling.connection import Connection
-from nn_meter.builder.profiling.convert import convert_all
-from nn_meter.builder.profiling.measure import Model, identity
-from nn_meter.builder.profiling.store import GATE, Failure, Store
+from nn_meter.builder.profiling.measure import Model
+from nn_meter.builder.profiling.store import Failure, Store, StoredTrial
 from nn_meter.builder.profiling.trials import Loaded, Trial, TrialRunner
-from nn_meter.builder.workspace import Workspace, make_folder
+from nn_meter.builder.workspace import Workspace
 from nn_meter.errors import NNMeterError, OperatorError
 from nn_meter.progress import Progress
 
@@ -113,7 +115,7 @@ def bench_of(
     designs = _designs(asked, method, time_limit_s)
     for each in asked:
         if each.cases:
-            question = _case_question(each, known)
+            question = _case_question(each)
             questions[question.name] = question
         for edge in range(1, len(each.ops)):
             name = f"{_PREFIX}{each.rule}:{edge}"
@@ -123,17 +125,11 @@ def bench_of(
                 continue
             reference = _reference_name(design)
             if reference not in references:
-                references[reference] = _loads(
-                    known.get(reference, ()), _keys(reference_design(design)), method.replicas
-                )
-            rounds, keys = known.get(name, ()), _keys(design.models)
+                keys = _keys(reference_design(design))
+                trials = known.get(reference, ())
+                references[reference] = [t for t, _ in _loads(trials, keys, method.replicas)]
             questions[name] = Question(
-                name=name,
-                rule=each.rule,
-                design=design,
-                reference=reference,
-                loads=_loads(rounds, keys, method.replicas),
-                cost_s=_runtime_s(rounds, keys),
+                name=name, rule=each.rule, design=design, reference=reference
             )
     bench = Bench(
         questions=questions,
@@ -142,8 +138,15 @@ def bench_of(
         alpha=alpha,
         confidence=confidence,
     )
-    for question in questions.values():
-        bench.replay(question)
+    for name, question in questions.items():
+        keys, trials = _keys_of(question), known.get(name, ())
+        question.missing.update(
+            (part, _reason(part, failure))
+            for part, failure in store.failures(campaign, name, keys).items()
+        )
+        question.cost_s = _runtime_s(trials, keys)
+        bench.replay(question, _loads(trials, keys, bench.replicas(question)))
+    bench.learn()
     return bench, refused
 
 
@@ -174,24 +177,19 @@ def trial_names(store: Store, campaign: int, asked: Iterable[Asked]) -> list[str
     return [name for name in store.trials(campaign, _PREFIX) if name.startswith(starts)]
 
 
-def _case_question(asked: Asked, known: Mapping[str, Any]) -> Question:
+def _case_question(asked: Asked) -> Question:
     config = asked.config
-    call = Chain(
-        implement=config["IMPLEMENT"],
-        ops=(REFERENCE,),
-        input_shape=(1,),
-        config=model_config(config),
-    )
-    name = f"{_PREFIX}{asked.rule}:cases"
-    keys = {CALL: build.chain_key(call), **{p: model.hash for p, model in asked.files.items()}}
     return Question(
-        name=name,
+        name=f"{_PREFIX}{asked.rule}:cases",
         rule=asked.rule,
         cases=asked.cases,
         files=asked.files,
-        call=call,
-        loads=_loads(known.get(name, ()), keys, 1),
-        cost_s=_runtime_s(known.get(name, ()), keys),
+        call=Chain(
+            implement=config["IMPLEMENT"],
+            ops=(REFERENCE,),
+            input_shape=(1,),
+            config=model_config(config),
+        ),
     )
 
 
@@ -201,34 +199,44 @@ def _reference_name(design: Design) -> str:
 
 
 def _loads(
-    rounds: Sequence[Sequence[tuple[str, str, Any]]],
-    keys: Mapping[str, str],
-    replicas: int,
-) -> list[Times]:
-    found: list[Times] = []
-    for visits in rounds:
-        level = next((float(ns[0]) for part, _, ns in visits if part == GATE), 0.0)
-        seen: dict[str, list[Any]] = {}
-        for part, key, ns in visits:
+    trials: Iterable[StoredTrial], keys: Mapping[str, str], replicas: int
+) -> Iterator[tuple[Times, Spread]]:
+    """The times of each load, and the spread that it was looked at with."""
+    for trial in trials:
+        try:
+            spread = Spread.from_json(trial.notes)
+        except (KeyError, TypeError, ValueError):
+            continue  # nobody knows how it was looked at
+        seen: dict[str, list[Samples]] = {}
+        for part, key, ns in trial.visits:
             if keys.get(part) == key:
                 seen.setdefault(part, []).append(ns)
-        if times := times_of(seen, level, replicas):
-            found.append(times)
-    return found
+        if times := times_of(seen, trial.level_ns, replicas):
+            yield times, spread
 
 
-def _runtime_s(rounds: Sequence[Sequence[tuple[str, str, Any]]], keys: Mapping[str, str]) -> float:
+def _runtime_s(trials: Iterable[StoredTrial], keys: Mapping[str, str]) -> float:
     """Seconds of runs that count."""
     return sum(
         float(ns.sum()) * 1e-9
-        for visits in rounds
-        for part, key, ns in visits
+        for trial in trials
+        for part, key, ns in trial.visits
         if keys.get(part) == key
     )
 
 
 def _keys(models: Mapping[str, Chain]) -> dict[str, str]:
     return {part: build.chain_key(chain) for part, chain in models.items()}
+
+
+def _keys_of(question: Question) -> dict[str, str]:
+    """What tells the samples of each part from those of another model."""
+    chains = question.chains() if question.design is None else question.design.models
+    return _keys(chains) | _hashes(question.files)
+
+
+def _hashes(files: Mapping[str, Model]) -> dict[str, str]:
+    return {part: model.hash for part, model in files.items()}
 
 
 def measure(
@@ -246,7 +254,7 @@ def measure(
     done = Measured(bench=bench)
     if not any(not bench.is_settled(question) for question in bench.questions.values()):
         return done
-    shelf = _Shelf(workspace, connection, time_limit_s, progress, done)
+    shelf = Shelf(workspace, connection, time_limit_s=time_limit_s, progress=progress)
     method = bench.method
     open_ = [q for q in bench.questions.values() if not bench.is_settled(q)]
     references = {
@@ -257,7 +265,7 @@ def measure(
     shelf.fetch(chain for models in references.values() for chain in models.values())
     for question in open_:
         if question.design is not None:
-            shelf.without(question, question.design)
+            _leave_out(question, question.design, shelf)
         else:
             shelf.put(question.files)
     shelf.fetch(chain for question in open_ for chain in question.chains().values())
@@ -287,7 +295,7 @@ def measure(
 
         groups = []
         for name, models in references.items():
-            trial = shelf.trial(name, models, {}, {})
+            trial, _ = _trial(name, _keys(models), shelf, bench.spread)
             if trial.models:
                 groups += [[trial]] * (method.first_loads - len(bench.references[name]))
         runner.run(groups, take=take_reference, goes_on=goes_on)
@@ -298,9 +306,8 @@ def measure(
             _count(done, loaded)
             question = bench.questions[trial.name]
             for part, failure in loaded.failures.items():
-                question.missing[part] = f"{part}: {failure.kind}: {failure.reason}"
-            replicas = method.replicas if question.design is not None else 1
-            if times := times_of(loaded.visits, loaded.level_ns, replicas):
+                question.missing[part] = _reason(part, failure)
+            if times := times_of(loaded.visits, loaded.level_ns, bench.replicas(question)):
                 question.loads.append(times)
             question.cost_s += loaded.runtime_s
             bench.look(question)
@@ -314,9 +321,11 @@ def measure(
                 trials = []
                 for question in group:
                     tries[question.name] = tries.get(question.name, 0) + 1
-                    trial = shelf.trial(
-                        question.name, question.chains(), question.files, question.missing
-                    )
+                    keys = _keys(question.chains()) | _hashes(question.files)
+                    trial, failures = _trial(question.name, keys, shelf, bench.spread)
+                    for part, failure in failures.items():
+                        question.missing[part] = _reason(part, failure)
+                        store.add_failure(campaign, question.name, part, keys[part], failure)
                     if question.impossible:
                         bench.look(question)
                     else:
@@ -326,6 +335,7 @@ def measure(
             runner.run(groups, take=take, goes_on=goes_on)
             bench.learn()
     done.measure_s = time.monotonic() - start
+    done.build_s, done.convert_s = shelf.build_s, shelf.convert_s
     return done
 
 
@@ -349,133 +359,40 @@ def _by_head(questions: Sequence[Question]) -> list[list[Question]]:
     return sorted(groups, key=len, reverse=True)
 
 
-class _Shelf:
-    """The models that were made and converted so far, by the key of their chain."""
+def _trial(
+    name: str, keys: Mapping[str, str], shelf: Shelf, spread: Spread
+) -> tuple[Trial, dict[str, Failure]]:
+    """A load of models, and the parts whose model cannot be had.
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        connection: Connection,
-        time_limit_s: float,
-        progress: Progress,
-        done: Measured,
-    ) -> None:
-        self._workspace, self._connection = workspace, connection
-        self._time_limit_s, self._progress, self._done = time_limit_s, progress, done
-        self._models: dict[str, Model | str] = {}
+    The spread that it will be looked at with is kept with it: what was decided is decided alike
+    when it is read again.
+    """
+    found = {part: shelf.find(key) for part, key in keys.items()}
+    models = {p: replace(m, name=p) for p, m in found.items() if isinstance(m, Model)}
+    trial = Trial(
+        name=name,
+        models=models,
+        digests={part: keys[part] for part in models},
+        notes=spread.to_json(),
+    )
+    return trial, {part: m for part, m in found.items() if isinstance(m, Failure)}
 
-    def fetch(self, chains: Iterable[Chain]) -> None:
-        """Make and convert the models that are not there yet."""
-        wanted = {
-            key: chain for chain in chains if (key := build.chain_key(chain)) not in self._models
-        }
-        if not wanted:
-            return
-        start = time.monotonic()
-        built = self._build(wanted)
-        self._done.build_s += time.monotonic() - start
-        start = time.monotonic()
-        converted = convert_all(
-            self._connection,
-            self._workspace,
-            {model.hash: model for model in built.values()},
-            time_limit_s=self._time_limit_s,
-            progress=self._progress,
-        )
-        self._done.convert_s += time.monotonic() - start
-        for key, model in built.items():
-            outcome = converted[model.hash]
-            self._models[key] = (
-                f"{outcome.kind}: {outcome.reason}" if isinstance(outcome, Failure) else outcome
-            )
 
-    def _build(self, wanted: Mapping[str, Chain]) -> dict[str, Model]:
-        folder = self._workspace.controls_dir
-        make_folder(folder)
-        implement = next(iter(wanted.values())).implement
-        suffix = suffix_of(implement)
-        paths = {key: folder / f"{key[-20:]}{suffix}" for key in wanted}
-        tasks: dict[str, build.Task] = {
-            key: (
-                "build_chain",
-                {
-                    "chain": chain.to_json(),
-                    "stem": str(paths[key]).removesuffix(suffix),
-                    "key": key,
-                    "outputs": False,
-                },
-            )
-            for key, chain in wanted.items()
-            if build.is_current(paths[key], key) is None
-        }
-        outcomes = build.run_tasks(
-            tasks,
-            implement=implement,
-            time_limit_s=self._time_limit_s,
-            done=lambda number, key: self._progress(
-                "controls", number, len(tasks), "_".join(wanted[key].ops)
-            ),
-        )
-        found = {}
-        for key, path in paths.items():
-            outcome = outcomes.get(key)
-            info = read_info(path)
-            if isinstance(outcome, NNMeterError) or info is None:
-                self._models[key] = str(outcome or f"{path.name} has gone")
-                continue
-            found[key] = Model(
-                name=path.name,
-                path=path,
-                hash=identity(info.sha256, info.shapes),
-                shapes=info.shapes,
-            )
-        return found
+def _leave_out(question: Question, design: Design, shelf: Shelf) -> None:
+    """Leave out of a question the barriers that the runtime refuses even alone."""
+    reference = reference_design(design)
+    for name in design.barriers:
+        chain = reference.get(without_head(name))
+        found = shelf.find(build.chain_key(chain)) if chain is not None else None
+        if isinstance(found, Failure):
+            for part in (
+                between(name),
+                between(name, tail=True),
+                without_head(name),
+                without_head(name, design.tail),
+            ):
+                question.missing[part] = _reason(name, found)
 
-    def put(self, files: Mapping[str, Model]) -> None:
-        """Convert models that are there already."""
-        fresh = {m.hash: m for m in files.values() if m.hash not in self._models}
-        outcomes = convert_all(
-            self._connection,
-            self._workspace,
-            fresh,
-            time_limit_s=self._time_limit_s,
-            progress=self._progress,
-        )
-        for digest, outcome in outcomes.items():
-            self._models[digest] = (
-                f"{outcome.kind}: {outcome.reason}" if isinstance(outcome, Failure) else outcome
-            )
 
-    def without(self, question: Question, design: Design) -> None:
-        """Leave out of a question the barriers that the runtime refuses even alone."""
-        reference = reference_design(design)
-        for name in design.barriers:
-            chain = reference.get(without_head(name))
-            found = self._models.get(build.chain_key(chain)) if chain is not None else None
-            if isinstance(found, str):
-                for part in (
-                    between(name),
-                    between(name, tail=True),
-                    without_head(name),
-                    without_head(name, design.tail),
-                ):
-                    question.missing[part] = f"{name}: {found}"
-
-    def trial(
-        self,
-        name: str,
-        models: Mapping[str, Chain],
-        files: Mapping[str, Model],
-        missing: dict[str, str],
-    ) -> Trial:
-        """A load of models; ``missing`` is told of those that cannot be had."""
-        ready: dict[str, Model] = {}
-        digests: dict[str, str] = {}
-        keys = _keys(models) | {part: model.hash for part, model in files.items()}
-        for part, key in keys.items():
-            model = self._models[key]
-            if isinstance(model, str):
-                missing[part] = f"{part}: {model}"
-            else:
-                ready[part], digests[part] = replace(model, name=part), key
-        return Trial(name=name, models=ready, digests=digests)
+def _reason(part: str, failure: Failure) -> str:
+    return f"{part}: {failure.kind}: {failure.reason}"

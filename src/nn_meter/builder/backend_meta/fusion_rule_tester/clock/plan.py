@@ -9,7 +9,7 @@ likelier (a union bound over the looks).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -18,6 +18,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opin
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     BLOCK,
     HEAD,
+    TAIL,
     Design,
     Method,
     between,
@@ -34,6 +35,7 @@ from nn_meter.builder.profiling.measure import Model
 
 __all__ = ["Bench", "Question"]
 
+_LOADS_OF_TAIL = 2
 _UNSETTLED = Opinion(verdict="undecided", reason="nothing was measured")
 
 
@@ -52,7 +54,9 @@ class Question:
         loads: The times of its loads.
         missing: Parts whose model cannot be had, and why.
         opinion: What the clock says.
+        timed: What the executed graph says in the size that is timed; empty: not known.
         with_heads_away: Whether the models without the head are asked for, too.
+        with_tail: Whether the tail alone is timed, too, in the first loads: the formula needs it.
         cost_s: Seconds that timing its models took.
         decided_at_s: When it was settled, since the measuring began.
     """
@@ -67,7 +71,9 @@ class Question:
     loads: list[Times] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     opinion: Opinion = _UNSETTLED
+    timed: str = ""
     with_heads_away: bool = False
+    with_tail: bool = False
     cost_s: float = 0.0
     decided_at_s: float | None = None
 
@@ -82,6 +88,8 @@ class Question:
         if self.design is None:
             return list(dict.fromkeys([cases.BLOCK, cases.CALL, *chain(*self.cases.values())]))
         found = [HEAD, BLOCK]
+        if self.with_tail and len(self.loads) < _LOADS_OF_TAIL:
+            found.append(TAIL)
         for name in self.opinion.near or self.design.barriers:
             found += [between(name), between(name, tail=True)]
             if self.with_heads_away:
@@ -171,13 +179,19 @@ class Bench:
             among=question.opinion.near,
         )
 
-    def replay(self, question: Question) -> None:
-        """Look at a question as often as when its loads came, one after the other."""
-        loads, question.loads = question.loads, []
-        for load in loads:
-            question.loads.append(load)
-            if not self.is_settled(question):
+    def replicas(self, question: Question) -> int:
+        """How often each model of a question holds its chain."""
+        return self.method.replicas if question.design is not None else 1
+
+    def replay(self, question: Question, loads: Iterable[tuple[Times, Spread]]) -> None:
+        """Look at a question as when its loads came: each time with what was known by then."""
+        now = self.spread
+        for times, self.spread in loads:
+            settled = self.is_settled(question)
+            question.loads.append(times)
+            if not settled:
                 self.look(question)
+        self.spread = now
 
     def learn(self) -> None:
         """Take up what all loads so far say of the spread between loads."""

@@ -70,6 +70,15 @@ class Spread:
     variance: float
     freedom: float
 
+    def to_json(self) -> dict[str, float]:
+        """As plain values."""
+        return {"variance": self.variance, "freedom": self.freedom}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, float]) -> Spread:
+        """Read ``to_json`` back."""
+        return cls(variance=float(data["variance"]), freedom=float(data["freedom"]))
+
 
 _LEAST_FREEDOM, _MOST_FREEDOM = 4.0, 40.0
 _FEWEST_SAMPLES = 4  # as many as one set of references gives

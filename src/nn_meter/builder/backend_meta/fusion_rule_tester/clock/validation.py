@@ -14,15 +14,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import BLOCK, HEAD, TAIL
+from nn_meter.builder.backends.base import Samples
+from nn_meter.builder.profiling.store import StoredTrial
 
 __all__ = [
+    "DECIDED",
     "CurvePoint",
     "History",
     "Judged",
     "Repeatability",
     "Report",
     "Score",
+    "formula_of",
     "repeatability",
 ]
 
@@ -38,7 +45,9 @@ class Judged:
         name: Of its rule; of a longer chain with the edge's number.
         opinion: What the clock said, blind to the graph.
         graph: The verdict of the executed graph.
-        formula: The verdict of the guide's inequality.
+        formula: The verdict of the guide's inequality on the guide's models.
+        formula_here: The same on the models and the samples that the clock's verdict rests on.
+        timed: What the executed graph says in the size that was timed; empty: not known.
         loads: How often its models were loaded and timed.
         runtime_s: Seconds that the runtime took for the runs that count.
     """
@@ -47,6 +56,8 @@ class Judged:
     opinion: Opinion
     graph: str
     formula: str
+    formula_here: str = "undecided"
+    timed: str = ""
     loads: int = 0
     runtime_s: float = 0.0
 
@@ -58,6 +69,11 @@ class Judged:
     def is_open(self) -> bool:
         """Whether it is a case that the clock leaves open."""
         return self.is_case and self.opinion.verdict not in DECIDED
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the runtime fuses the pair in one of the two sizes, and not in the other."""
+        return self.is_case and self.timed in DECIDED and self.timed != self.graph
 
     @property
     def is_wrong(self) -> bool:
@@ -192,6 +208,14 @@ class Report:
         return Score.of((each.formula, each.graph) for each in self.questions)
 
     @property
+    def formula_here(self) -> Score:
+        return Score.of((each.formula_here, each.graph) for each in self.questions)
+
+    @property
+    def changed(self) -> list[Judged]:
+        return [each for each in self.questions if each.is_changed]
+
+    @property
     def empty(self) -> int:
         """How many questions are empty."""
         return sum(each.graph == _EMPTY for each in self.questions)
@@ -228,6 +252,27 @@ class Report:
     def verdicts(self) -> dict[str, str]:
         """What the clock says of each question."""
         return {each.name: each.opinion.verdict for each in self.questions}
+
+
+def formula_of(trials: Iterable[StoredTrial], alpha: float) -> str:
+    """The guide's inequality on average latencies, from the samples of a question's trials.
+
+    Args:
+        trials: With the models of the head, the tail and the block; others do not matter.
+        alpha: EPS_ALPHA.
+
+    Returns:
+        ``fused`` or ``separate``; ``undecided``, if one of the three has no samples.
+    """
+    runs: dict[str, list[Samples]] = {HEAD: [], TAIL: [], BLOCK: []}
+    for trial in trials:
+        for part, _, ns in trial.visits:
+            if part in runs and ns.size:
+                runs[part].append(ns)
+    if not all(runs.values()):
+        return "undecided"
+    head, tail, block = (float(np.concatenate(found).mean()) for found in runs.values())
+    return "fused" if head + tail - block > alpha * min(head, tail) else "separate"
 
 
 @dataclass(frozen=True, kw_only=True)
