@@ -5,6 +5,7 @@ Models come from the framework's own writer, and so do the outputs that are righ
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import logging
@@ -90,6 +91,7 @@ MODELS = {
     "split_relu": ["Split", "Relu"],  # which of two like outputs is which
     "conv_add": ["Conv", "Add"],  # two inputs of different shapes
     "flatten_fc": ["Flatten", "FC"],
+    "fc_fc": ["Flatten", "FC", "FC"],  # weights that are used where they stand
 }
 
 
@@ -259,6 +261,25 @@ def test_several_models_stay_loaded_at_once(pair, make, tmp_path):
     sessions[0].close()
     assert_same(sessions[1].outputs(feeds_of(models[1])), models[1].run(feeds_of(models[1])))
     sessions[1].close()
+
+
+def test_a_model_that_is_loaded_again_and_again_stays_sound(pair, make, tmp_path):
+    """Weights stay where they are, and as they are, while others come and go."""
+    backend, implement = pair
+    model = make(implement, "fc_fc")
+    converted = backend.convert_model(str(model.path), str(tmp_path), model.shapes)
+    feeds = feeds_of(model)
+    sessions = []
+    for _ in range(6):
+        sessions.append(backend.open(converted, model.shapes))
+        sessions[-1].time(30)
+        if len(sessions) > 2:
+            sessions.pop(0).close()
+        gc.collect()
+    for session in sessions:
+        session.time(30)
+        assert_same(session.outputs(feeds), model.run(feeds))
+        session.close()
 
 
 def test_wrong_number_of_inputs_is_an_error(pair, make, tmp_path):

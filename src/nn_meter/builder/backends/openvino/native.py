@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import mmap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,24 +130,32 @@ class NativeCore:
         Raises:
             RuntimeError, ValueError: It cannot be loaded, or takes other inputs.
         """
+        memory = mmap.mmap(-1, len(blob))  # on a page of its own: see NativeSession
+        memory.write(blob)
+        place = (ctypes.c_char * len(blob)).from_buffer(memory)
         compiled = self._library.make(
-            "ov_core_import_model", self._core, blob, len(blob), self._device
+            "ov_core_import_model", self._core, place, len(blob), self._device
         )
-        return NativeSession(self._library, compiled, inputs, outputs, feeds)
+        return NativeSession(self._library, compiled, place, inputs, outputs, feeds)
 
 
 class NativeSession:
-    """A model loaded by OpenVINO's C interface, its inputs filled once."""
+    """A model loaded by OpenVINO's C interface, its inputs filled once.
+
+    OpenVINO uses weights where they stand in what was imported. So that memory has to stay as long
+    as the model, and has to begin on a page: kernels crash on weights that are not aligned.
+    """
 
     def __init__(
         self,
         library: _Library,
         compiled: ctypes.c_void_p,
+        imported: ctypes.Array[ctypes.c_char],
         inputs: Sequence[Port],
         outputs: Sequence[Port],
         feeds: Sequence[Array],
     ) -> None:
-        self._library, self._compiled = library, compiled
+        self._library, self._compiled, self._imported = library, compiled, imported
         self._inputs, self._outputs = inputs, outputs
         self._request = ctypes.c_void_p()
         try:
