@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 import threading
 import time
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
@@ -114,6 +113,7 @@ class TrialRunner:
         self._idle: SimpleQueue[Caller] = SimpleQueue()
         self._given_up = threading.Event()
         self._rng = random.Random()
+        self._homes: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         count = self._connection.cores
@@ -175,16 +175,22 @@ class TrialRunner:
             raise
 
     def _next(self, waiting: list[Sequence[Trial]], caller: Caller) -> Sequence[Trial]:
-        """Take the next group that is at home in a process, else the next of all.
+        """Take the next group that this process had before, else one that none had, else any.
 
         A runtime may be quicker to load what it has loaded before.
         """
         place = self._callers.index(caller)
-        for position in reversed(range(len(waiting))):
-            model = next(iter(waiting[position][0].models.values()))
-            if zlib.crc32(model.hash.encode()) % len(self._callers) == place:
-                return waiting.pop(position)
-        return waiting.pop()
+        homes = [self._homes.get(group[0].name) for group in waiting]
+        for wanted in (place, None):
+            if wanted in homes:
+                position = len(homes) - 1 - homes[::-1].index(wanted)
+                group = waiting.pop(position)
+                break
+        else:
+            group = waiting.pop()
+        for trial in group:
+            self._homes.setdefault(trial.name, place)
+        return group
 
     def _give_up(self, running: Collection[Future[None]]) -> None:
         """End the trials under way, and the processes, which start anew when they are needed."""

@@ -301,6 +301,7 @@ def measure(
         runner.run(groups, take=take_reference, goes_on=goes_on)
         bench.learn()
         tries: dict[str, int] = {}
+        by_head = _by_head(open_)
 
         def take(trial: Trial, loaded: Loaded) -> None:
             _count(done, loaded)
@@ -317,9 +318,10 @@ def measure(
         while goes_on() and (waiting := bench.waiting(tries)):
             shelf.fetch(chain for question in waiting for chain in question.chains().values())
             groups = []
-            for group in _by_head(waiting):
+            names = {question.name for question in waiting}
+            for group in by_head:
                 trials = []
-                for question in group:
+                for question in (q for q in group if q.name in names):
                     tries[question.name] = tries.get(question.name, 0) + 1
                     keys = _keys(question.chains()) | _hashes(question.files)
                     trial, failures = _trial(question.name, keys, shelf, bench.spread)
@@ -345,7 +347,10 @@ def _count(done: Measured, loaded: Loaded) -> None:
 
 
 def _by_head(questions: Sequence[Question]) -> list[list[Question]]:
-    """Groups that share the models of the head, largest first, none of more than a few."""
+    """Groups that share the models of the head, largest first, none of more than a few.
+
+    They stay the same from pass to pass, so that a process is given what it has loaded before.
+    """
     found: dict[str, list[Question]] = {}
     for question in questions:
         if question.design is None:
