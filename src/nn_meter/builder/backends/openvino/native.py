@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from nn_meter.builder.backends.base import Array, Samples, time_calls
 
 __all__ = ["NativeCore", "NativeSession", "Port", "load_library"]
 
+_LINE, _PAGE = 64, 4096  # bytes
 _NAMES = ("libopenvino_c.so*", "libopenvino_c*.dylib", "openvino_c.dll")
 
 Port = tuple[str, tuple[int, ...]]
@@ -130,9 +132,10 @@ class NativeCore:
         Raises:
             RuntimeError, ValueError: It cannot be loaded, or takes other inputs.
         """
-        memory = mmap.mmap(-1, len(blob))  # on a page of its own: see NativeSession
-        memory.write(blob)
-        place = (ctypes.c_char * len(blob)).from_buffer(memory)
+        memory = mmap.mmap(-1, len(blob) + _PAGE)  # see NativeSession
+        start = _LINE * random.randrange(_PAGE // _LINE)
+        memory[start : start + len(blob)] = blob
+        place = (ctypes.c_char * len(blob)).from_buffer(memory, start)
         compiled = self._library.make(
             "ov_core_import_model", self._core, place, len(blob), self._device
         )
@@ -143,7 +146,9 @@ class NativeSession:
     """A model loaded by OpenVINO's C interface, its inputs filled once.
 
     OpenVINO uses weights where they stand in what was imported. So that memory has to stay as long
-    as the model, and has to begin on a page: kernels crash on weights that are not aligned.
+    as the model, and has to be aligned: kernels crash on weights that are not. Where in a page it
+    begins is chance, anew for each load, as where weights are allocated would be; the same place
+    each time would be an error that no number of loads shows.
     """
 
     def __init__(
