@@ -58,6 +58,7 @@ class Opinion:
         control: The barrier of the control that it was held against.
         near: The barriers that further loads should have controls of.
         settled: More loads would not change it.
+        unsure: It is undecided since its interval holds the threshold.
         more: Ask for the models without the head, too: they may explain the saving.
     """
 
@@ -70,6 +71,7 @@ class Opinion:
     control: str = ""
     near: tuple[str, ...] = ()
     settled: bool = False
+    unsure: bool = False
     more: bool = False
 
 
@@ -335,4 +337,4 @@ def _weigh(saved: Contrast, scale: Contrast, alpha: float, error_rate: float) ->
         return replace(known, reason="what the cheaper op costs is lost in the noise")
     if below > 0:
         return replace(known, verdict="fused", settled=True)
-    return replace(known, reason="the interval of what is saved holds EPS_ALPHA")
+    return replace(known, reason="the interval of what is saved holds EPS_ALPHA", unsure=True)

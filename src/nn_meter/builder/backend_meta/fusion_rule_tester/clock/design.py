@@ -94,7 +94,7 @@ class Method:
     replicas: int = 4
     visits: int = 8
     runs: int = 4
-    share: float = 0.5
+    share: float = 0.2
     first_loads: int = 3
     looks: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 18)
 

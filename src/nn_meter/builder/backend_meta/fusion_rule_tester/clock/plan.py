@@ -155,7 +155,11 @@ class Bench:
             )
         else:
             opinion = self._decide(question, question.design)
-        opinion = replace(opinion, near=question.opinion.near or opinion.near)
+        before = question.opinion
+        if before.verdict == "separate" and opinion.unsure:
+            # a verdict of any look holds with the confidence asked for: the looks share the error
+            opinion = before
+        opinion = replace(opinion, near=before.near or opinion.near)
         if opinion.more and not question.with_heads_away:
             question.with_heads_away = True
         question.opinion = opinion
@@ -207,7 +211,8 @@ class Bench:
     def waiting(self, tries: Mapping[str, int]) -> list[Question]:
         """The questions that get another load.
 
-        Those that are open; when there are none, those whose verdict could be surer.
+        Those that are open, or fused if the models without the head say so, too; when there are
+        none, those that are separate and could be surer.
         """
         found = [
             question
@@ -215,7 +220,7 @@ class Bench:
             if not self.is_settled(question)
             and tries.get(question.name, 0) < 2 * self.method.looks[-1]
         ]
-        return [q for q in found if q.opinion.verdict == "undecided"] or found
+        return [q for q in found if q.opinion.verdict != "separate"] or found
 
     def _spread(self) -> Spread:
         return fit_spread(list(self._variances()))
