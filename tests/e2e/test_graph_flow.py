@@ -33,7 +33,7 @@ FLOWS = [
     ("openvino_cpu", "tensorflow"),
     ("tflite_cpu", "tensorflow"),
 ]
-SMALL = {"HW": 8, "CIN": 8, "COUT": 16, "SHAPE_1D": 8}
+SMALL = {"HW": 8, "CIN": 8, "COUT": 16, "SHAPE_1D": 8, "TIME_BUDGET": 0.01}
 BASIC = [
     *("conv_relu", "conv_add", "conv_hswish", "relu_relu", "conv_reshape", "concat_relu"),
     *("relu_relu6", "conv_bn_relu", "dwconv_relu"),

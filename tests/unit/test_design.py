@@ -18,6 +18,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     BARRIERS,
     BLOCK,
     HEAD,
+    TAIL,
     Design,
     Method,
     design_edge,
@@ -223,6 +224,7 @@ def test_the_parts_of_a_3d_question():
     found = design("conv_relu")
     assert {part: chain.ops for part, chain in found.models.items()} == {
         "head": ("conv",),
+        "tail": ("relu",),
         "block": ("conv", "relu"),
         "head|avgpool": ("conv", "avgpool"),
         "head|avgpool|tail": ("conv", "avgpool", "relu"),
@@ -267,7 +269,8 @@ def test_what_holds_for_all_models_of_a_design(chain):
         assert model.replicas == METHOD.replicas
         assert model.config == block.config
         assert len(model.overrides) == len(model.ops)
-        assert model.input_shape == (found.shape if part.startswith("|") else block.input_shape)
+        behind_the_edge = part.startswith("|") or part == TAIL
+        assert model.input_shape == (found.shape if behind_the_edge else block.input_shape)
         own = dict(zip(model.ops, model.overrides, strict=True))
         for op, keys in own.items():
             barrier = [b.keys for b in BARRIERS.values() if b.op == op]

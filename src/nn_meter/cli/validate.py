@@ -273,7 +273,7 @@ class _Validator:
                 connection,
                 store,
                 environment,
-                questions.values(),
+                [question for question in questions.values() if question.loads],
                 time_limit_s=self.time_limit_s,
                 progress=progress,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,8 @@ from nn_meter.builder.backends.base import (
 )
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.onnxruntime.graph import import_onnx, read_graph
+from nn_meter.builder.backends.onnxruntime.values import tensor_values
+from nn_meter.builder.backends.values import TracedGraph
 from nn_meter.errors import GraphUnavailableError, ModelRejectedError, NotInstalledError
 from nn_meter.reference import reference_inputs
 
@@ -123,29 +125,59 @@ class OnnxRuntimeCPUBackend(SessionBackend):
         import_onnx()  # where it is missing, that is known before anything is loaded
         with tempfile.TemporaryDirectory(prefix="nn-meter-onnxruntime-") as folder:
             path = Path(folder) / "optimized.onnx"
-            options = self._options()
-            options.optimized_model_filepath = str(path)
-            # Weights beside the file: they are not looked at, and may be more than a file holds.
-            options.add_session_config_entry(
-                "session.optimized_model_external_initializers_file_name", "weights.bin"
-            )
+            options = self._written_to(path)
             try:
                 session = self._opened(converted_model, shapes, options)
             except ModelRejectedError as exc:
                 self.open(converted_model, shapes).close()  # a model that is refused, is here, too
-                raise GraphUnavailableError(
-                    f"ONNX Runtime runs the model, but cannot write down what it made of it: "
-                    f"{exc.__cause__}"
-                ) from exc
+                raise _not_written(exc.__cause__) from exc
             inputs = session.inputs
             session.close()
             return read_graph(path, inputs)
 
-    def _options(self) -> Any:
+    def traced_graph(self, converted_model: str, feeds: Mapping[str, Array]) -> TracedGraph:
+        """Read what is executed, and what the tensors hold, of the model and of what is executed.
+
+        Args:
+            converted_model: The model; its tensors have names of their own.
+            feeds: An array for each of its inputs, in its order.
+
+        Raises:
+            ModelRejectedError: The runtime refuses the model; its own words are kept.
+            GraphUnavailableError: What is executed cannot be written down, or not run again.
+        """
+        import_onnx()
+        with tempfile.TemporaryDirectory(prefix="nn-meter-onnxruntime-") as folder:
+            path = Path(folder) / "optimized.onnx"
+            as_written = partial(self._session, options=self._options("disabled"))
+            written = tensor_values(
+                Path(converted_model), feeds, partial(_or_refused, load=as_written)
+            )
+            try:
+                self._session(converted_model, self._written_to(path))
+                graph = read_graph(path, list(feeds))
+                executed = tensor_values(path, feeds, as_written)
+            except GraphUnavailableError:
+                raise
+            except Exception as exc:
+                raise _not_written(exc) from exc
+        return TracedGraph(graph=graph, executed=executed, written=written)
+
+    def _written_to(self, path: Path) -> Any:
+        """Options that have the optimized model written to a file."""
+        options = self._options()
+        options.optimized_model_filepath = str(path)
+        # Weights beside the file: they are not looked at, and may be more than a file holds.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        return options
+
+    def _options(self, level: str = "") -> Any:
         options = _onnxruntime().SessionOptions()
         options.intra_op_num_threads = self.threads
         options.graph_optimization_level = getattr(
-            _onnxruntime().GraphOptimizationLevel, _LEVELS[self.graph_optimization]
+            _onnxruntime().GraphOptimizationLevel, _LEVELS[level or self.graph_optimization]
         )
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -153,15 +185,31 @@ class OnnxRuntimeCPUBackend(SessionBackend):
         return options
 
     def _opened(self, converted_model: str, shapes: Shapes, options: Any) -> OnnxRuntimeSession:
-        ort = _onnxruntime()
         try:
-            session = ort.InferenceSession(
-                str(converted_model), options, providers=["CPUExecutionProvider"]
-            )
+            session = self._session(converted_model, options)
             return OnnxRuntimeSession(session, reference_inputs(shapes))
         except Exception as exc:
             raise ModelRejectedError(f"ONNX Runtime refuses the model: {exc}") from exc
 
+    def _session(self, model: str, options: Any) -> Any:
+        """An ``onnxruntime.InferenceSession``."""
+        return _onnxruntime().InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"]
+        )
+
     def test_connection(self) -> str:
         _onnxruntime()
         return super().test_connection()
+
+
+def _not_written(cause: BaseException | None) -> GraphUnavailableError:
+    return GraphUnavailableError(
+        f"ONNX Runtime runs the model, but cannot write down what it made of it: {cause}"
+    )
+
+
+def _or_refused(model: str, load: Callable[[str], Any]) -> Any:
+    try:
+        return load(model)
+    except Exception as exc:
+        raise ModelRejectedError(f"ONNX Runtime refuses the model: {exc}") from exc

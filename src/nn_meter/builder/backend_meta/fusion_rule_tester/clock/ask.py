@@ -107,7 +107,7 @@ def ask_the_clock(bed: Bed) -> None:
             bed.connection,
             bed.store,
             bed.environment,
-            bench.questions.values(),
+            [question for question in bench.questions.values() if question.loads],
             time_limit_s=bed.time_limit_s,
             progress=bed.progress,
         )

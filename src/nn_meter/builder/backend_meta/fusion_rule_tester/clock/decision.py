@@ -29,7 +29,7 @@ _FREE_LIKE = 0.4  # of what it costs elsewhere: behind this barrier the tail see
 _HOME = 1.25  # times as dear behind a plain op: a pool is at home in a layout of the library's own
 _SLOWER = 4.0  # of the scale, dearer together than apart: then something else runs
 _OF_ALPHA = 0.6  # of EPS_ALPHA: in the middle between what unfused and fused pairs save
-_WIDEST = 0.15  # half of the interval that a verdict of "separate" gets while there is time
+_LITTLE = 0.15  # what "separate" surely saves less than, while there is time to find out
 _SOME = 0.03  # a saving that is surely more than this is one, if a small one
 _PRECISE = 2.0  # times the least error among the controls
 _EMPTY = 0.15  # of a relu's pass: an op that costs less executes nothing
@@ -332,7 +332,7 @@ def _weigh(saved: Contrast, scale: Contrast, alpha: float, error_rate: float) ->
     if above < 0 and low > _SOME * floor:
         return replace(known, reason="it saves something, but less than EPS_ALPHA asks for")
     if above < 0:
-        return replace(known, verdict="separate", settled=high - low < 2 * _WIDEST * floor)
+        return replace(known, verdict="separate", settled=high < _LITTLE * floor)
     if scale.value < 2 * scale.error:
         return replace(known, reason="what the cheaper op costs is lost in the noise")
     if below > 0:

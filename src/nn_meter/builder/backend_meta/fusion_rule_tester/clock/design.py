@@ -92,11 +92,11 @@ class Method:
     channels: int = 16
     features: int = 256
     replicas: int = 4
-    visits: int = 8
+    visits: int = 16
     runs: int = 4
     share: float = 0.2
     first_loads: int = 3
-    looks: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 18)
+    looks: tuple[int, ...] = (2, 3, 4, 6, 9, 13, 18, 26, 38)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from nn_meter import registry
 from nn_meter.builder.backend_meta.fusion_rule_tester import build
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     HEAD,
     REFERENCE,
@@ -41,6 +43,11 @@ __all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names"]
 
 _PREFIX = "clock:"
 _GROUP = 12  # questions that share the models of a head
+_MAKING = 3  # times the budget is what making models may take: TensorFlow's take as long as timing
+_AT_ONCE = 4  # groups whose models are made together
+_TOO_LATE = Opinion(
+    verdict="undecided", reason="its models took longer to make than TIME_BUDGET allows"
+)
 _MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
 
 
@@ -226,7 +233,7 @@ def _runtime_s(trials: Iterable[StoredTrial], keys: Mapping[str, str]) -> float:
 
 
 def _keys(models: Mapping[str, Chain]) -> dict[str, str]:
-    return {part: build.chain_key(chain) for part, chain in models.items()}
+    return {part: build.chain_key(model) for part, model in models.items()}
 
 
 def _keys_of(question: Question) -> dict[str, str]:
@@ -250,100 +257,179 @@ def measure(
     time_limit_s: float,
     progress: Progress,
 ) -> Measured:
-    """Load and time the models of questions until all are settled or the time is up."""
-    done = Measured(bench=bench)
-    if not any(not bench.is_settled(question) for question in bench.questions.values()):
-        return done
-    shelf = Shelf(workspace, connection, time_limit_s=time_limit_s, progress=progress)
-    method = bench.method
-    open_ = [q for q in bench.questions.values() if not bench.is_settled(q)]
-    references = {
-        q.reference: reference_design(q.design)
-        for q in open_
-        if q.design is not None and len(bench.references[q.reference]) < method.first_loads
-    }
-    shelf.fetch(chain for models in references.values() for chain in models.values())
-    for question in open_:
-        if question.design is not None:
-            _leave_out(question, question.design, shelf)
-        else:
-            shelf.put(question.files)
-    shelf.fetch(chain for question in open_ for chain in question.chains().values())
-    bench.started_s = bench.clock()
-    end_s = bench.started_s + budget_s
-    start = time.monotonic()
-    total = len(bench.questions)
+    """Load and time the models of questions until all are settled or the time is up.
 
-    def goes_on() -> bool:
-        return bench.clock() < end_s
-
-    with TrialRunner(
-        connection,
-        store,
-        campaign,
-        visits=method.visits,
-        runs=method.runs,
-        share=method.share,
-        most_s=_MOST_S,
+    Args:
+        workspace: Where models are made and kept.
+        connection: The backend; it opens sessions.
+        store: Where trials go.
+        campaign: Number of the campaign that they belong to.
+        bench: The questions; told what is found.
+        budget_s: Seconds for loading and timing. Making and converting models may take three times
+            as long; a question whose models are not there by then is left open.
+        time_limit_s: For one operation on one model.
+        progress: Told how far it is.
+    """
+    if all(bench.is_settled(question) for question in bench.questions.values()):
+        return Measured(bench=bench)
+    return _Measurement(
+        connection=connection,
+        store=store,
+        campaign=campaign,
+        bench=bench,
+        shelf=Shelf(workspace, connection, time_limit_s=time_limit_s, progress=progress),
         time_limit_s=time_limit_s,
-    ) as runner:
+        progress=progress,
+    ).carry_out(budget_s)
 
-        def take_reference(trial: Trial, loaded: Loaded) -> None:
-            _count(done, loaded)
-            if times := times_of(loaded.visits, loaded.level_ns, method.replicas):
+
+@dataclass(kw_only=True)
+class _Measurement:
+    """One call of ``measure``."""
+
+    connection: Connection
+    store: Store
+    campaign: int
+    bench: Bench
+    shelf: Shelf
+    time_limit_s: float
+    progress: Progress
+    done: Measured = field(init=False)
+    tries: dict[str, int] = field(default_factory=dict)
+    end_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.done = Measured(bench=self.bench)
+
+    def carry_out(self, budget_s: float) -> Measured:
+        """Make the models, then measure."""
+        bench, method = self.bench, self.bench.method
+        open_ = [q for q in bench.questions.values() if not bench.is_settled(q)]
+        references = self._make_references(open_)
+        groups = self._make(_by_head(open_), _MAKING * budget_s)
+        start = bench.started_s = bench.clock()
+        self.end_s = start + budget_s
+        with TrialRunner(
+            self.connection,
+            self.store,
+            self.campaign,
+            visits=method.visits,
+            runs=method.runs,
+            share=method.share,
+            most_s=_MOST_S,
+            time_limit_s=self.time_limit_s,
+        ) as runner:
+            self._time_references(runner, references)
+            while self._goes_on():
+                names = {question.name for question in bench.waiting(self.tries)}
+                found = [left for group in groups if (left := _named(group, names))]
+                if not found:
+                    break
+                self._pass(runner, found)
+        done = self.done
+        done.measure_s = bench.clock() - start
+        done.build_s, done.convert_s = self.shelf.build_s, self.shelf.convert_s
+        return done
+
+    def _goes_on(self) -> bool:
+        return self.bench.clock() < self.end_s
+
+    def _make_references(self, questions: Iterable[Question]) -> dict[str, dict[str, Chain]]:
+        """Make the models of the references that were loaded too seldom."""
+        bench = self.bench
+        references = {
+            q.reference: reference_design(q.design)
+            for q in questions
+            if q.design is not None
+            and len(bench.references[q.reference]) < bench.method.first_loads
+        }
+        self.shelf.fetch(each for models in references.values() for each in models.values())
+        return references
+
+    def _make(
+        self, groups: Sequence[Sequence[Question]], limit_s: float
+    ) -> list[Sequence[Question]]:
+        """Make the models of groups of questions: as many as the time allows, and of one group.
+
+        Groups are made a few at a time, so that all processes that convert have something to do.
+        """
+        found: list[Sequence[Question]] = []
+        start = time.monotonic()
+        for at in range(0, len(groups), _AT_ONCE):
+            some = groups[at : at + _AT_ONCE]
+            if found and time.monotonic() - start > limit_s:
+                for question in chain(*some):
+                    question.opinion = _TOO_LATE
+                continue
+            for question in chain(*some):
+                if question.design is not None:
+                    _leave_out(question, question.design, self.shelf)
+                else:
+                    self.shelf.put(question.files)
+            self.shelf.fetch(each for q in chain(*some) for each in q.chains().values())
+            found += some
+        return found
+
+    def _time_references(
+        self, runner: TrialRunner, references: Mapping[str, Mapping[str, Chain]]
+    ) -> None:
+        bench = self.bench
+
+        def take(trial: Trial, loaded: Loaded) -> None:
+            self._count(loaded)
+            if times := times_of(loaded.visits, loaded.level_ns, bench.method.replicas):
                 bench.references[trial.name].append(times)
 
         groups = []
         for name, models in references.items():
-            trial, _ = _trial(name, _keys(models), shelf, bench.spread)
+            trial, _ = _trial(name, _keys(models), self.shelf, bench.spread)
             if trial.models:
-                groups += [[trial]] * (method.first_loads - len(bench.references[name]))
-        runner.run(groups, take=take_reference, goes_on=goes_on)
+                known = len(bench.references[name])
+                groups += [[trial]] * (bench.method.first_loads - known)
+        runner.run(groups, take=take, goes_on=self._goes_on)
         bench.learn()
-        tries: dict[str, int] = {}
-        by_head = _by_head(open_)
 
-        def take(trial: Trial, loaded: Loaded) -> None:
-            _count(done, loaded)
-            question = bench.questions[trial.name]
-            for part, failure in loaded.failures.items():
-                question.missing[part] = _reason(part, failure)
-            if times := times_of(loaded.visits, loaded.level_ns, bench.replicas(question)):
-                question.loads.append(times)
-            question.cost_s += loaded.runtime_s
-            bench.look(question)
-            settled = sum(bench.is_settled(q) for q in bench.questions.values())
-            progress("clock", settled, total, trial.name.removeprefix(_PREFIX))
+    def _pass(self, runner: TrialRunner, groups: Sequence[Sequence[Question]]) -> None:
+        """One more load for each question of some groups."""
+        self.shelf.fetch(each for q in chain(*groups) for each in q.chains().values())
+        found = [[t for q in group if (t := self._next_trial(q))] for group in groups]
+        runner.run([trials for trials in found if trials], take=self._take, goes_on=self._goes_on)
+        self.bench.learn()
 
-        while goes_on() and (waiting := bench.waiting(tries)):
-            shelf.fetch(chain for question in waiting for chain in question.chains().values())
-            groups = []
-            names = {question.name for question in waiting}
-            for group in by_head:
-                trials = []
-                for question in (q for q in group if q.name in names):
-                    tries[question.name] = tries.get(question.name, 0) + 1
-                    keys = _keys(question.chains()) | _hashes(question.files)
-                    trial, failures = _trial(question.name, keys, shelf, bench.spread)
-                    for part, failure in failures.items():
-                        question.missing[part] = _reason(part, failure)
-                        store.add_failure(campaign, question.name, part, keys[part], failure)
-                    if question.impossible:
-                        bench.look(question)
-                    else:
-                        trials.append(trial)
-                if trials:
-                    groups.append(trials)
-            runner.run(groups, take=take, goes_on=goes_on)
-            bench.learn()
-    done.measure_s = time.monotonic() - start
-    done.build_s, done.convert_s = shelf.build_s, shelf.convert_s
-    return done
+    def _next_trial(self, question: Question) -> Trial | None:
+        """A question's next load; None: it cannot be asked."""
+        self.tries[question.name] = self.tries.get(question.name, 0) + 1
+        keys = _keys(question.chains()) | _hashes(question.files)
+        trial, failures = _trial(question.name, keys, self.shelf, self.bench.spread)
+        for part, failure in failures.items():
+            question.missing[part] = _reason(part, failure)
+            self.store.add_failure(self.campaign, question.name, part, keys[part], failure)
+        if not question.impossible:
+            return trial
+        self.bench.look(question)
+        return None
+
+    def _take(self, trial: Trial, loaded: Loaded) -> None:
+        bench = self.bench
+        self._count(loaded)
+        question = bench.questions[trial.name]
+        for part, failure in loaded.failures.items():
+            question.missing[part] = _reason(part, failure)
+        if times := times_of(loaded.visits, loaded.level_ns, bench.replicas(question)):
+            question.loads.append(times)
+        question.cost_s += loaded.runtime_s
+        bench.look(question)
+        settled = sum(bench.is_settled(q) for q in bench.questions.values())
+        name = trial.name.removeprefix(_PREFIX)
+        self.progress("clock", settled, len(bench.questions), name)
+
+    def _count(self, loaded: Loaded) -> None:
+        self.done.runs += loaded.runs
+        self.done.counted += loaded.counted
 
 
-def _count(done: Measured, loaded: Loaded) -> None:
-    done.runs += loaded.runs
-    done.counted += loaded.counted
+def _named(group: Sequence[Question], names: Collection[str]) -> list[Question]:
+    return [question for question in group if question.name in names]
 
 
 def _by_head(questions: Sequence[Question]) -> list[list[Question]]:
@@ -387,8 +473,8 @@ def _leave_out(question: Question, design: Design, shelf: Shelf) -> None:
     """Leave out of a question the barriers that the runtime refuses even alone."""
     reference = reference_design(design)
     for name in design.barriers:
-        chain = reference.get(without_head(name))
-        found = shelf.find(build.chain_key(chain)) if chain is not None else None
+        model = reference.get(without_head(name))
+        found = shelf.find_chain(model) if model is not None else None
         if isinstance(found, Failure):
             for part in (
                 between(name),
