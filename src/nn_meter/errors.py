@@ -19,7 +19,9 @@
     │   ├── WorkerCrashedError
     │   └── TimeLimitError
     ├── ResultFileError              9   a JSON file or dict of test cases or results; the sample
-    store └── DetectionError              10   results from which no rules can be made
+    │                                    store
+    ├── DetectionError              10   results from which no rules can be made
+    └── ModelFileError              11   a user's model file that cannot be read as a graph
 
 Every error that a user can cause is one of these. Its message says what was wrong, where, and what
 to do. A foreign exception is chained to the error that it became (``raise … from exc``).
@@ -36,6 +38,7 @@ __all__ = [
     "DetectionError",
     "DeviceError",
     "GraphUnavailableError",
+    "ModelFileError",
     "ModelRejectedError",
     "NNMeterError",
     "NotInstalledError",
@@ -144,3 +147,9 @@ class DetectionError(NNMeterError):
     """No rule can be made from the results that are there."""
 
     exit_code: ClassVar[int] = 10
+
+
+class ModelFileError(NNMeterError):
+    """A user's model file cannot be read as a graph; the message names the file."""
+
+    exit_code: ClassVar[int] = 11

@@ -1,0 +1,177 @@
+"""Models that are converted first: Keras and SavedModels to TFLite, exported programs to ONNX.
+
+The frameworks are imported in a worker process that ends with the conversion.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nn_meter.builder.profiling.process import Worker
+from nn_meter.errors import ConversionError, ModelFileError, NNMeterError
+from nn_meter.kernel_detector.graph import Graph
+from nn_meter.kernel_detector.readers.common import input_shapes
+
+__all__ = ["ConversionJobs", "read_exported_program", "read_keras", "read_saved_model"]
+
+_TIME_LIMIT_S = 1800.0
+_IMAGE = (1, 224, 224, 3)
+_INSIDE = Path("assets.extra") / "model.tflite"  # where SavedModels of ours hold it
+_SIGNATURE = "serving_default"
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def read_keras(path: Path, shapes: Shapes) -> Graph:
+    """Read a ``.keras`` or ``.h5`` file as TensorFlow converts it to TFLite, for batch 1.
+
+    Raises:
+        ModelFileError: The shapes do not fit, or an input needs one.
+        ConversionError: Keras cannot load the file, or TensorFlow cannot convert it.
+        NotInstalledError: TensorFlow is missing.
+    """
+    return _read(path, "keras", shapes, ".tflite")
+
+
+def read_saved_model(path: Path, shapes: Shapes) -> Graph:
+    """Read a SavedModel folder; as `read_keras`."""
+    if (path / _INSIDE).is_file():
+        from nn_meter.kernel_detector.readers.tflite import read_tflite
+
+        return replace(read_tflite(path / _INSIDE, shapes), name=path.name)
+    return _read(path, "saved_model", shapes, ".tflite")
+
+
+def read_exported_program(path: Path, shapes: Shapes) -> Graph:
+    """Read a ``.pt2`` file, a program of ``torch.export``, as torch exports it to ONNX.
+
+    Its inputs are called ``input_1``, … and have the shapes of the program's example inputs.
+
+    Raises:
+        ModelFileError: The shapes are others.
+        ConversionError: torch cannot load the file, or cannot export it.
+        NotInstalledError: torch is missing.
+    """
+    return _read(path, "exported_program", shapes, ".onnx")
+
+
+def _read(path: Path, kind: str, shapes: Shapes, suffix: str) -> Graph:
+    with tempfile.TemporaryDirectory(prefix="nn-meter-") as folder:
+        target = Path(folder) / f"model{suffix}"
+        with Worker(f"{__name__}:ConversionJobs", what=f"the conversion of {path.name}") as worker:
+            worker.call(
+                kind,
+                _TIME_LIMIT_S,
+                path=str(path.absolute()),
+                target=str(target),
+                shapes={name: list(shape) for name, shape in shapes.items()},
+            )
+        if suffix == ".onnx":
+            from nn_meter.kernel_detector.readers.onnx import read_onnx
+
+            graph = read_onnx(target, shapes)
+        else:
+            from nn_meter.kernel_detector.readers.tflite import read_tflite
+
+            graph = read_tflite(target, {})
+    return replace(graph, name=path.name)
+
+
+class ConversionJobs:
+    """Runs in a worker process, which may import a framework."""
+
+    def keras(self, path: str, target: str, shapes: Shapes) -> None:
+        """Write a Keras model as a ``.tflite`` file."""
+        from nn_meter.builder.nn_modules.tensorflow.library import keras
+        from nn_meter.builder.nn_modules.tensorflow.models import save_model
+
+        file = Path(path)
+        with _blaming(file, "Keras cannot load it"):
+            model = keras.models.load_model(file, compile=False)
+            declared = {tensor.name: _batch_1(tensor.shape) for tensor in model.inputs}
+        found = input_shapes(file, declared, shapes, usual=_IMAGE)
+        folder = Path(target).with_suffix("")
+        with _blaming(file, "TensorFlow cannot convert it"):
+            save_model(model, folder, [shape[1:] for shape in found.values()], outputs=False)
+        if not (folder / _INSIDE).is_file():
+            raise ConversionError(
+                f"{file}: TensorFlow cannot convert it: TFLite lacks an operator that it has"
+            )
+        (folder / _INSIDE).replace(target)
+
+    def saved_model(self, path: str, target: str, shapes: Shapes) -> None:
+        """Write a SavedModel as a ``.tflite`` file."""
+        from nn_meter.builder.nn_modules.tensorflow.library import tf
+
+        folder = Path(path)
+        with _blaming(folder, "TensorFlow cannot load it"):
+            loaded = tf.saved_model.load(path)
+            signature = _signature(folder, loaded.signatures)
+            specs = signature.structured_input_signature[1]
+            declared = {name: _batch_1(spec.shape) for name, spec in specs.items()}
+        found = input_shapes(folder, declared, shapes, usual=_IMAGE)
+        with _blaming(folder, "TensorFlow cannot convert it"):
+            names = list(found)
+            traced = tf.function(
+                lambda *tensors: signature(**dict(zip(names, tensors, strict=True))),
+                autograph=False,
+            )
+            concrete = traced.get_concrete_function(
+                *(tf.TensorSpec(found[name], specs[name].dtype, name=name) for name in names)
+            )
+            converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], loaded)
+            # By default it goes through another SavedModel: slower, and inputs lose their order.
+            converter.experimental_lower_to_saved_model = False
+            Path(target).write_bytes(converter.convert())
+
+    def exported_program(self, path: str, target: str, shapes: Shapes) -> None:
+        """Write a program of ``torch.export`` as an ``.onnx`` file, with its own shapes."""
+        from nn_meter.builder.nn_modules.torch.exporting import by_torch_export
+        from nn_meter.builder.nn_modules.torch.models import torch  # type: ignore[attr-defined]
+
+        file = Path(path)
+        with _blaming(file, "torch cannot load it"):
+            program = torch.export.load(path)
+        if program.example_inputs is None or program.example_inputs[1]:
+            raise ModelFileError(f"{file}: it keeps no example inputs, or keeps them by name")
+        inputs = program.example_inputs[0]
+        with _blaming(file, "torch cannot export it to ONNX"):
+            outputs = len(program.graph_signature.user_outputs)
+            data = by_torch_export(program.module(), inputs, outputs).SerializeToString()
+        Path(target).write_bytes(data)
+
+
+@contextmanager
+def _blaming(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except NNMeterError:
+        raise
+    except Exception as exc:
+        words = " ".join(str(exc).split())[:500]
+        raise ConversionError(f"{path}: {what}: {words or type(exc).__name__}") from exc
+
+
+def _batch_1(sizes: Any) -> tuple[int | None, ...] | None:
+    """The sizes of an input; an open batch is 1."""
+    rank = getattr(sizes, "rank", 0)  # TensorFlow's shapes may have none
+    if sizes is None or rank is None:
+        return None
+    found = tuple(sizes)
+    return (1, *found[1:]) if found and found[0] is None else found
+
+
+def _signature(path: Path, signatures: Mapping[str, Any]) -> Any:
+    if _SIGNATURE in signatures:
+        return signatures[_SIGNATURE]
+    if len(signatures) != 1:
+        raise ModelFileError(
+            f"{path}: it should have one signature, or one named {_SIGNATURE}, but has: "
+            f"{', '.join(signatures) or 'none'}"
+        )
+    return next(iter(signatures.values()))

@@ -1,0 +1,86 @@
+"""Models that are converted before they are read; each framework in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from nn_meter.errors import ConversionError, ModelFileError
+from nn_meter.kernel_detector.readers import read_model
+
+needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no tensorflow")
+needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
+
+KERAS = """
+import sys, keras
+image = keras.Input((None, None, 3), name="image")
+x = keras.layers.Conv2D(4, 3, activation="relu6")(image)
+model = keras.Model(image, keras.layers.MaxPooling2D()(x))
+model.save(sys.argv[1] + "/model.keras")
+model.save(sys.argv[1] + "/model.h5")
+model.export(sys.argv[1] + "/saved", verbose=False)
+"""
+TORCH = """
+import sys, torch
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU())
+program = torch.export.export(model.eval(), (torch.zeros(1, 3, 8, 8),))
+torch.export.save(program, sys.argv[1] + "/model.pt2")
+"""
+
+
+def run(code, folder):
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keras_models(tmp_path_factory):
+    return run(KERAS, tmp_path_factory.mktemp("keras"))
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
+def test_keras_models_and_saved_models(keras_models, name):
+    graph = read_model(keras_models / name, shapes={"image": (1, 10, 10, 3)})
+    assert graph.name == name
+    assert [op.type for op in graph.ops] == ["CONV_2D", "MAX_POOL_2D"]
+    assert graph.ops[0].attributes["fused_activation_function"] == "RELU6"
+    assert graph.shape(graph.outputs[0]) == (1, 4, 4, 4)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({}, "input 'image'.*--shape image=1,224,224,3"),
+        ({"image": (2, 10, 10, 3)}, "does not fit"),
+        ({"other": (1, 10, 10, 3)}, "no input 'other'"),
+    ],
+)
+def test_shapes_are_asked_for_and_looked_at(keras_models, shapes, words):
+    with pytest.raises(ModelFileError, match=words):
+        read_model(keras_models / "saved", shapes=shapes)
+
+
+@needs_torch
+def test_exported_programs(tmp_path):
+    graph = read_model(run(TORCH, tmp_path) / "model.pt2")
+    assert [op.type for op in graph.ops] == ["Conv", "BatchNormalization", "Relu"]
+    assert (graph.name, graph.shape(graph.outputs[0])) == ("model.pt2", (1, 4, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("model.keras", marks=needs_tensorflow),
+        pytest.param("model.h5", marks=needs_tensorflow),
+        pytest.param("model.pt2", marks=needs_torch),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"no model")
+    with pytest.raises(ConversionError, match=name):
+        read_model(tmp_path / name)
