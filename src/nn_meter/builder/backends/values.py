@@ -43,8 +43,9 @@ def fingerprint(values: npt.NDArray[Any]) -> Fingerprint | None:
     """Sum up what a tensor holds, whatever the order of its values and however many zeros.
 
     Returns:
-        The sums of the magnitudes, of the values, of the squares and of the signed squares, the
-        largest and the smallest value; None: it holds no numbers, or such as are not finite.
+        How many values it has; the sums of the magnitudes, of the values, of the squares and of
+        the signed squares; the largest and the smallest value. None: these say nothing, as it
+        holds no numbers, zeros only, or what is not finite.
     """
     flat = np.asarray(values)
     if flat.size == 0 or flat.dtype.kind not in "fiub":
@@ -52,9 +53,10 @@ def fingerprint(values: npt.NDArray[Any]) -> Fingerprint | None:
     flat = flat.reshape(-1).astype(np.float64)
     magnitudes = np.abs(flat)
     squares = float(magnitudes @ magnitudes)
-    if not np.isfinite(squares):
+    if not np.isfinite(squares) or not squares:
         return None
     return (
+        float(flat.size),
         float(magnitudes.sum()),
         float(flat.sum()),
         squares,
@@ -65,11 +67,11 @@ def fingerprint(values: npt.NDArray[Any]) -> Fingerprint | None:
 
 
 def same_values(one: Fingerprint, other: Fingerprint) -> bool:
-    """Whether two tensors hold the same values, but for rounding."""
-    total, _, squares, _, most, least = one
+    """Whether two tensors hold the same values, but for rounding, order and zeros."""
+    _, total, _, squares, _, most, least = one
     largest = max(most, -least)
     scales = (total, total, squares, squares, largest, largest)
     return all(
         abs(a - b) <= _TOLERANCE * scale + _TINY
-        for a, b, scale in zip(one, other, scales, strict=True)
+        for a, b, scale in zip(one[1:], other[1:], scales, strict=True)
     )

@@ -353,13 +353,15 @@ def _read(ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
     else:
         model = core.read_model(str(path))
         by_name = any(_name(port).startswith(_SIGNATURE_PREFIX) for port in model.inputs)
-    found = [_shape(port) for port in model.inputs]
-    order = match_inputs(
-        [_name(port) for port in model.inputs],
-        found,
-        shapes or [(shape or ())[1:] for shape in found],
-        by_name=by_name,
-    )
+    order = list(range(len(model.inputs)))
+    if shapes or by_name:
+        found = [_shape(port) for port in model.inputs]
+        order = match_inputs(
+            [_name(port) for port in model.inputs],
+            found,
+            shapes or [(shape or ())[1:] for shape in found],
+            by_name=by_name,
+        )
     if by_name or order != sorted(order):
         parameters, results = model.get_parameters(), model.get_results()
         outputs = list(range(len(results)))
