@@ -140,6 +140,22 @@ class RuleSet:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     environments: tuple[Environment, ...] = ()
 
+    def fuses(self, a: str, b: str, situation: str = ALONE) -> bool | None:
+        """Whether two operators become one kernel where ``b`` reads what ``a`` gives.
+
+        Args:
+            a: Name of the first operator.
+            b: Name of the second.
+            situation: Where they stand, e.g. ``context/conv``.
+
+        Returns:
+            None: there is no such rule, it was not asked in this situation, it cannot be told, or
+            one of the two executes nothing.
+        """
+        rule = self.rules.get(f"BF_{a}_{b}")
+        found = rule.findings.get(situation) if rule is not None else None
+        return found.obey if found is not None and isinstance(found.obey, bool) else None
+
     def described(self) -> str:
         """Where the rules were found, in words."""
         return "; ".join(map(_words, self.environments)) or "environment not known"

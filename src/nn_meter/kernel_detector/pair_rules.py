@@ -1,0 +1,231 @@
+"""What rules say of two neighbours, and of chains, where they stand in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nn_meter.fusion_rules.rules import ALONE, Finding, Rule, RuleSet
+from nn_meter.kernel_detector.patterns import Patterns
+from nn_meter.kernel_detector.recognition import Recognized
+
+__all__ = ["Answer", "Chain", "Place", "Rulebook", "find_chains"]
+
+_CONTEXT = "context"
+_KERNELS_AROUND = 3  # of what stands around a block: a convolution and a pool, and a pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a rule says.
+
+    Attributes:
+        verdict: ``fused``, ``separate``, ``free``; ``undecided``: it cannot be told; ``missing``:
+            there is no such rule.
+        rule: Its name; of a missing one the name that was looked for.
+        situation: Where its finding was made.
+    """
+
+    verdict: str
+    rule: str
+    situation: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a block stands.
+
+    Attributes:
+        alone: Nothing is before it and nothing behind.
+        operand: Where a second operand comes from: ``/conv``, ``/own``, or empty.
+    """
+
+    alone: bool
+    operand: str = ""
+
+    @property
+    def situations(self) -> tuple[str, ...]:
+        """The situations to look for, the best first: an operand's origin before what is around."""
+        around = (ALONE, _CONTEXT) if self.alone else (_CONTEXT, ALONE)
+        return tuple(
+            dict.fromkeys(place + operand for operand in (self.operand, "") for place in around)
+        )
+
+
+class Rulebook:
+    """Rules to look things up in.
+
+    Args:
+        rules: The rules.
+        patterns: Say which operators stand for others.
+    """
+
+    def __init__(self, rules: RuleSet, patterns: Patterns) -> None:
+        self._rules = rules.rules
+        self._folds_as = patterns.folds_as
+        self._stands_for = patterns.stands_for
+        self.chains: Mapping[tuple[str, ...], Rule] = {
+            ops: rule
+            for name, rule in rules.rules.items()
+            if name.startswith("BF_") and len(ops := tuple(name.split("_")[1:])) > 2
+        }
+        self._spread = _spread(rules)
+        self._joined = _joined(rules)
+
+    def pair(self, a: str, b: str, place: Place) -> Answer:
+        """What is said of ``b`` behind ``a``.
+
+        Where there is no rule of an op with a constant operand, one of the like op with two
+        operands stands in, as found alone: a second operand from elsewhere may come in a layout
+        that does not fit, and a constant fits any.
+        """
+        name = f"BF_{a}_{b}"
+        if name in self._rules:
+            return self._answer(self._rules[name], place)
+        for first in (a, *self._stands_for.get(a, ())):
+            for second in (b, *self._stands_for.get(b, ())):
+                rule = self._rules.get(f"BF_{first}_{second}")
+                if rule is not None:
+                    return self._answer(rule, Place(alone=True))
+        return Answer(verdict="missing", rule=name)
+
+    def fold(self, a: str, b: str, place: Place) -> Answer:
+        """What is said of ``b`` right behind a heavy op, whose weights could take it in."""
+        answer = self.pair(a, b, place)
+        stand_in = self._folds_as.get(b)
+        if stand_in is None or f"BF_{a}_{b}" in self._rules:
+            return answer
+        return self.pair(a, stand_in, place)
+
+    def edge(self, chain: Chain, position: int, place: Place) -> Answer | None:
+        """What a chain says of two neighbours in it; None: nothing."""
+        situation, found = _finding(chain.rule, place)
+        if found is None:
+            return None
+        if len(found.edges) == len(chain.nodes) - 1:
+            verdict = found.edges[position].verdict
+        elif found.obey is True:
+            verdict = "fused"
+        else:
+            return None
+        if verdict not in ("fused", "separate", "free"):
+            return None
+        return Answer(verdict=verdict, rule=chain.rule.name, situation=situation)
+
+    def case(self, name: str) -> str | bool | None:
+        """How a test case of cases came out; None: it cannot be told, or there is none."""
+        return self._rules[name].alone.obey if name in self._rules else None
+
+    def is_spread(self, operator: str) -> bool:
+        """Whether an operator by itself was seen to execute as more than one kernel."""
+        return self._spread.get(operator, 1) > 1
+
+    @property
+    def never_one(self) -> frozenset[str]:
+        """Operators seen to execute as several kernels, whatever they stand next to."""
+        return frozenset(op for op in self._spread if self.is_spread(op) and op not in self._joined)
+
+    def _answer(self, rule: Rule, place: Place) -> Answer:
+        situation, found = _finding(rule, place)
+        if found is None:
+            return Answer(verdict="undecided", rule=rule.name)
+        return Answer(verdict=found.verdict, rule=rule.name, situation=situation)
+
+
+def _finding(rule: Rule, place: Place) -> tuple[str, Finding | None]:
+    """The decided finding that fits best."""
+    for situation in place.situations:
+        found = rule.findings.get(situation)
+        if found is not None and not found.is_open:
+            return situation, found
+    return "", None
+
+
+def _pairs(rules: RuleSet, situation: str) -> Iterator[tuple[tuple[str, ...], Finding, int]]:
+    """What is known of pairs: their ops, the finding, and how many kernels were executed."""
+    for name, rule in rules.rules.items():
+        ops, found = tuple(name.split("_")[1:]), rule.findings.get(situation)
+        if len(ops) != 2 or not name.startswith("BF_") or found is None or found.kernels is None:
+            continue
+        yield ops, found, len(found.kernels)
+
+
+def _spread(rules: RuleSet) -> dict[str, int]:
+    """Operator -> how few kernels it takes by itself, as far as pairs tell.
+
+    A pair whose two ops are separate executes the kernels of both, and each has one at least.
+    """
+    counted: dict[str, int] = {}
+    for ops, found, kernels in _pairs(rules, ALONE):
+        if found.verdict in ("fused", "separate"):
+            most = kernels - (found.verdict == "separate")
+            for op in ops:
+                counted[op] = min(counted.get(op, most), most)
+    return counted
+
+
+def _joined(rules: RuleSet) -> frozenset[str]:
+    """Operators that became one kernel with another one, in some situation."""
+    return frozenset(
+        op
+        for situation, around in ((ALONE, 0), (_CONTEXT, _KERNELS_AROUND))
+        for ops, found, kernels in _pairs(rules, situation)
+        if found.verdict == "fused" and kernels - around <= 1
+        for op in ops
+    )
+
+
+# --- chains --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """A place in a model that a rule of three ops and more is about.
+
+    Attributes:
+        rule: The rule.
+        nodes: Places of the nodes, each the only reader of the one before.
+    """
+
+    rule: Rule
+    nodes: tuple[int, ...]
+
+
+def find_chains(
+    model: Recognized, rules: Mapping[tuple[str, ...], Rule]
+) -> tuple[dict[tuple[int, int], tuple[Chain, int]], list[tuple[Chain, Chain]]]:
+    """Find the edges that chains speak for: where several do the longest, then the first.
+
+    Returns:
+        Two neighbours -> the chain and their position in it; and the chains that gave way, each
+        with the one that it gave way to.
+    """
+    runs: list[Chain] = []
+    prefixes = {ops[:end] for ops in rules for end in range(1, len(ops) + 1)}
+    for start in range(len(model.nodes)) if rules else ():
+        ops: tuple[str, ...] = ()
+        path: list[int] = []
+        place: int | None = start
+        while place is not None:
+            ops = (*ops, model.nodes[place].operator)
+            if ops not in prefixes:
+                break
+            path.append(place)
+            if ops in rules:
+                runs.append(Chain(rule=rules[ops], nodes=tuple(path)))
+            place = _only_reader(model, place)
+    claimed: dict[tuple[int, int], tuple[Chain, int]] = {}
+    gave_way: list[tuple[Chain, Chain]] = []
+    for run in sorted(runs, key=lambda run: (-len(run.nodes), run.nodes)):
+        edges = list(zip(run.nodes, run.nodes[1:], strict=False))
+        other = next((claimed[edge][0] for edge in edges if edge in claimed), None)
+        if other is not None:
+            gave_way.append((run, other))
+            continue
+        claimed |= {edge: (run, position) for position, edge in enumerate(edges)}
+    return claimed, gave_way
+
+
+def _only_reader(model: Recognized, place: int) -> int | None:
+    readers: Sequence[int] = model.readers[place]
+    return readers[0] if len(readers) == 1 and not model.nodes[place].is_kept else None
