@@ -35,6 +35,7 @@ _COMMANDS = {
     ),
     "diff": ("diff:diff", "Compare the rules of two runtimes, versions or shapes."),
     "validate": ("validate:validate", "Hold verdicts by the clock against executed graphs."),
+    "kernels": ("kernels:kernels", "Cut a model into the kernels that rules make of it."),
     "map": ("map:fusion_map", "Ask all runtimes, and write a map of what they fuse."),
     "create": ("workspaces:create", "Create a workspace."),
     "connect": ("workspaces:connect", "Check the connection to a backend."),

@@ -1,0 +1,131 @@
+"""``nn-meter kernels``: real models cut into kernels, and held against what runtimes execute."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+RULES = {"onnxruntime_cpu": "onnxruntime-1.31", "openvino_cpu": "openvino-2026.4"}
+NEEDS = {"onnxruntime_cpu": "onnxruntime", "openvino_cpu": "openvino"}
+LEAST_F1 = 0.95
+
+
+def light(name: str) -> str:
+    return str(LIGHT / f"light_{name}.onnx")
+
+
+def of_json(text: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+def test_a_table_of_kernels(user):
+    printed = user.succeed("kernels", light("squeezenet"), "--rules", "onnxruntime-1.31")
+    assert "conv-relu" in printed
+    assert "66 ops in " in printed
+    assert "by the rules of onnxruntime-1.31" in printed
+
+
+def test_every_op_is_in_one_kernel_and_files_agree(user):
+    asked = ("kernels", light("resnet50"), "--rules", "openvino-2026.4")
+    files = ("--json", "out/k.json", "--csv", "out/k.csv", "--html", "out/k.html")
+    user.succeed(*asked, *files)
+    data = of_json((user.folder / "out" / "k.json").read_text())
+    ops = [op for kernel in data["kernels"] for op in kernel["ops"]]
+    assert len(ops) == len(set(ops)) == data["summary"]["ops"] == 176
+    names = [kernel["name"] for kernel in data["kernels"]]
+    assert len(set(names)) == len(names)
+    keys = {"name", "type", "ops", "inputs", "outputs", "attributes"}
+    assert all(keys <= set(kernel) for kernel in data["kernels"])
+    assert data == of_json(user.succeed(*asked, "--json", "-"))
+
+    rows = list(csv.DictReader((user.folder / "out" / "k.csv").open(encoding="utf-8")))
+    assert [row["name"] for row in rows] == names
+    assert [row["ops"].split() for row in rows] == [kernel["ops"] for kernel in data["kernels"]]
+    assert rows[0]["kernel_size"]
+
+    page = (user.folder / "out" / "k.html").read_text(encoding="utf-8")
+    drawn = _Drawn()
+    drawn.feed(page)
+    assert len(drawn.boxes) == len(names)
+    assert drawn.lines >= len(names) - 1
+    assert drawn.outside == []
+
+
+class _Drawn(HTMLParser):
+    """What is in a picture, and what it would load from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes: list[str] = []
+        self.lines = 0
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "rect":
+            self.boxes.append(str(dict(attrs)))
+        self.lines += tag == "path" and "marker-end" in dict(attrs)
+        self.outside += [f"{key}={value}" for key, value in attrs if key in ("src", "href")]
+
+
+@pytest.mark.parametrize("backend", RULES)
+@pytest.mark.parametrize("name", ["squeezenet", "resnet50", "shufflenet"])
+def test_held_against_what_is_executed(user, backend, name):
+    if importlib.util.find_spec(NEEDS[backend]) is None:
+        pytest.skip(f"{NEEDS[backend]} is not installed")
+    asked = ("kernels", light(name), "--rules", RULES[backend], "--check", backend, "--json", "-")
+    check = of_json(user.succeed(*asked))["check"]
+    assert check["backend"] == backend
+    assert check["edges"] > 50
+    assert check["untold"] == 0
+    assert check["f1"] >= LEAST_F1, check["differ"]
+
+
+def test_rules_of_another_runtime_are_checked_with_a_warning(user):
+    asked = ("kernels", light("squeezenet"), "--rules", "openvino-2026.4")
+    done = user.nn_meter(*asked, "--check", "onnxruntime_cpu")
+    assert done.code == 0
+    assert "openvino" in done.err
+    assert "onnxruntime" in done.err
+
+
+def test_a_workspaces_own_rules(user):
+    user.succeed("create", "--onnxruntime-workspace", "ws")
+    user.succeed("run", "--workspace", "ws", "--testcases", "conv_relu", "--evidence", "graph")
+    data = of_json(user.succeed("kernels", light("squeezenet"), "--rules", "ws", "--json", "-"))
+    assert {"conv-relu"} == {k["type"] for k in data["kernels"] if k["operators"][0] == "conv"}
+
+
+@pytest.mark.parametrize(
+    ("model", "rules", "words"),
+    [
+        ("gone.onnx", "onnxruntime-1.31", "gone.onnx"),
+        ("text.onnx", "onnxruntime-1.31", "text.onnx"),
+        ("model.docx", "onnxruntime-1.31", ".onnx"),
+        (light("squeezenet"), "no-such-rules", "no-such-rules"),
+        (light("squeezenet"), "text.onnx", "text.onnx"),
+    ],
+)
+def test_bad_input_is_named(user, model, rules, words):
+    for name in ("text.onnx", "model.docx"):
+        (user.folder / name).write_text("no model\n")
+    done = user.nn_meter("kernels", model, "--rules", rules)
+    assert done.code not in (0, 1)
+    assert words in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("shape", ["data", "data=", "data=1,x", "=1,3", "data=0,3"])
+def test_a_shape_that_is_none(user, shape):
+    asked = ("kernels", light("squeezenet"), "--rules", "onnxruntime-1.31", "--shape", shape)
+    done = user.nn_meter(*asked)
+    assert done.code not in (0, 1)
+    assert "--shape" in done.err
