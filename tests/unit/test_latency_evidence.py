@@ -173,6 +173,13 @@ def test_two_cases_that_fit_alike_are_undecided():
     assert "the same models" in same.reason
 
 
+def test_a_case_that_fits_better_by_what_borders_of_models_can_make_is_undecided():
+    found = decide_case(CASES, loads(8.0, ab=7.0), SPREAD, error_rate=0.01)
+    assert found.low > 0
+    assert found.verdict == "undecided"
+    assert "borders" in found.reason
+
+
 def test_a_case_whose_models_have_too_few_runs_is_no_answer():
     few = [{part: time for part, time in load.items() if part != "call"} for load in loads(8.0)]
     assert decide_case(CASES, few, SPREAD, error_rate=0.01).verdict == "undecided"

@@ -1,4 +1,8 @@
-"""Asking the clock: the models of all questions made, then loaded and timed pass by pass."""
+"""Asking the clock: the models of all questions made, then loaded and timed pass by pass.
+
+The first passes go over a third of the questions each. Not over less: loads of a question that come
+right after one another are alike.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,8 @@ __all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names"]
 
 _PREFIX = "clock:"
 _GROUP = 12  # questions that share the models of a head
+_PARTS = 3  # of the questions, one after the other, get their first loads, ...
+_FIRST = 3  # ... so many: where loading takes long, there are verdicts before all were loaded once
 _MAKING = 3  # times the budget is what making models may take: TensorFlow's take as long as timing
 _AT_ONCE = 4  # groups whose models are made together
 _TOO_LATE = Opinion(
@@ -307,8 +313,8 @@ class _Measurement:
         open_ = [q for q in bench.questions.values() if not bench.is_settled(q)]
         references = self._make_references(open_)
         groups = self._make(_by_head(open_), _MAKING * budget_s)
-        start = bench.started_s = bench.clock()
-        self.end_s = start + budget_s
+        begun = bench.started_s = bench.clock()
+        self.end_s = begun + budget_s
         with TrialRunner(
             self.connection,
             self.store,
@@ -320,14 +326,13 @@ class _Measurement:
             time_limit_s=self.time_limit_s,
         ) as runner:
             self._time_references(runner, references)
-            while self._goes_on():
-                names = {question.name for question in bench.waiting(self.tries)}
-                found = [left for group in groups if (left := _named(group, names))]
-                if not found:
-                    break
-                self._pass(runner, found)
+            for start in range(_PARTS):
+                for _ in range(_FIRST):
+                    self._pass(runner, groups[start::_PARTS])
+            while self._pass(runner, groups):
+                pass
         done = self.done
-        done.measure_s = bench.clock() - start
+        done.measure_s = bench.clock() - begun
         done.build_s, done.convert_s = self.shelf.build_s, self.shelf.convert_s
         return done
 
@@ -389,12 +394,17 @@ class _Measurement:
         runner.run(groups, take=take, goes_on=self._goes_on)
         bench.learn()
 
-    def _pass(self, runner: TrialRunner, groups: Sequence[Sequence[Question]]) -> None:
-        """One more load for each question of some groups."""
-        self.shelf.fetch(each for q in chain(*groups) for each in q.chains().values())
-        found = [[t for q in group if (t := self._next_trial(q))] for group in groups]
+    def _pass(self, runner: TrialRunner, groups: Sequence[Sequence[Question]]) -> bool:
+        """One more load for each question of some groups that waits for one; whether any does."""
+        names = {question.name for question in self.bench.waiting(self.tries)}
+        waiting = [left for group in groups if (left := _named(group, names))]
+        if not waiting or not self._goes_on():
+            return False
+        self.shelf.fetch(each for q in chain(*waiting) for each in q.chains().values())
+        found = [[t for q in group if (t := self._next_trial(q))] for group in waiting]
         runner.run([trials for trials in found if trials], take=self._take, goes_on=self._goes_on)
         self.bench.learn()
+        return True
 
     def _next_trial(self, question: Question) -> Trial | None:
         """A question's next load; None: it cannot be asked."""
