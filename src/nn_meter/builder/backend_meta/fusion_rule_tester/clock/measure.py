@@ -54,6 +54,7 @@ _AT_ONCE = 4  # groups whose models are made together
 _TOO_LATE = Opinion(
     verdict="undecided", reason="its models took longer to make than TIME_BUDGET allows"
 )
+_NOT_REACHED = Opinion(verdict="undecided", reason="TIME_BUDGET was up before it was its turn")
 _MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
 
 
@@ -331,6 +332,9 @@ class _Measurement:
                     self._pass(runner, groups[start::_PARTS])
             while self._pass(runner, groups):
                 pass
+        for question in chain(*groups):
+            if not question.loads and not question.missing and not question.opinion.settled:
+                question.opinion = _NOT_REACHED
         done = self.done
         done.measure_s = bench.clock() - begun
         done.build_s, done.convert_s = self.shelf.build_s, self.shelf.convert_s
