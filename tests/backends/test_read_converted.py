@@ -1,15 +1,20 @@
-"""Models that are converted before they are read; each framework in a process of its own."""
+"""Models that are converted before they are read; each framework in a process of its own.
+
+Tests that need TensorFlow but for the first share one process: it takes long to start.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 
+from nn_meter.builder.profiling.process import Worker
 from nn_meter.errors import ConversionError, ModelFileError
-from nn_meter.kernel_detector.readers import read_model
+from nn_meter.kernel_detector.readers import converted, read_model
 
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no tensorflow")
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
@@ -41,9 +46,23 @@ def keras_models(tmp_path_factory):
     return run(KERAS, tmp_path_factory.mktemp("keras"))
 
 
+@pytest.fixture(scope="module")
+def tensorflow_worker():
+    with Worker(f"{converted.__name__}:ConversionJobs") as worker:
+        yield worker
+
+
+@pytest.fixture
+def one_tensorflow(tensorflow_worker, monkeypatch):
+    """The process that converts is the same in all tests that ask for this."""
+    monkeypatch.setattr(converted, "Worker", lambda handler, what: nullcontext(tensorflow_worker))
+
+
 @needs_tensorflow
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
-def test_keras_models_and_saved_models(keras_models, name):
+def test_keras_models_and_saved_models(keras_models, name, request):
+    if name != "model.keras":
+        request.getfixturevalue("one_tensorflow")
     graph = read_model(keras_models / name, shapes={"image": (1, 10, 10, 3)})
     assert graph.name == name
     assert [op.type for op in graph.ops] == ["CONV_2D", "MAX_POOL_2D"]
@@ -52,6 +71,7 @@ def test_keras_models_and_saved_models(keras_models, name):
 
 
 @needs_tensorflow
+@pytest.mark.usefixtures("one_tensorflow")
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
@@ -72,15 +92,19 @@ def test_exported_programs(tmp_path):
     assert (graph.name, graph.shape(graph.outputs[0])) == ("model.pt2", (1, 4, 6, 6))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("model.keras", marks=needs_tensorflow),
-        pytest.param("model.h5", marks=needs_tensorflow),
-        pytest.param("model.pt2", marks=needs_torch),
-    ],
-)
-def test_a_file_that_is_no_model_is_refused(tmp_path, name):
-    (tmp_path / name).write_bytes(b"no model")
-    with pytest.raises(ConversionError, match=name):
-        read_model(tmp_path / name)
+@needs_tensorflow
+@pytest.mark.usefixtures("one_tensorflow")
+@pytest.mark.parametrize("name", ["model.keras", "model.h5"])
+def test_a_file_that_is_no_keras_model_is_refused(tmp_path, name):
+    assert_refused(tmp_path / name)
+
+
+@needs_torch
+def test_a_file_that_is_no_exported_program_is_refused(tmp_path):
+    assert_refused(tmp_path / "model.pt2")
+
+
+def assert_refused(path):
+    path.write_bytes(b"no model")
+    with pytest.raises(ConversionError, match=path.name):
+        read_model(path)

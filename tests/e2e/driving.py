@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,21 +76,31 @@ class User:
 
     def succeed(self, *arguments: object) -> str:
         """Run ``nn-meter``, which does it and complains of nothing; what it printed."""
-        done = self.nn_meter(*arguments)
-        assert (done.code, done.complaints) == (0, []), done
-        return done.out
+        return _succeeded(self.nn_meter(*arguments))
 
     def fail(self, code: int, *arguments: object) -> str:
         """Run ``nn-meter``, which refuses in one line on standard error; that line."""
-        done = self.nn_meter(*arguments)
-        assert done.code == code, done
-        assert done.out == ""
-        errors = [line for line in done.complaints if not line.startswith("(nn-Meter) warning: ")]
-        assert len(errors) == 1, done.err
-        line = errors[0]
-        assert done.err.endswith(line + "\n"), done.err
-        assert line.startswith("nn-meter: error: "), line
-        return line.removeprefix("nn-meter: error: ")
+        return _failed(code, self.nn_meter(*arguments))
+
+    def succeed_each(self, *commands: Sequence[object]) -> list[str]:
+        """``succeed`` with each of some commands that hardly do anything, all in one process."""
+        return [_succeeded(done) for done in self._each(commands)]
+
+    def fail_each(self, *commands: Sequence[object]) -> list[str]:
+        """``fail`` with each of some commands, which the code stands before, all in one process."""
+        codes = [int(str(code)) for code, *_ in commands]
+        done = self._each([arguments for _, *arguments in commands])
+        return [_failed(code, each) for code, each in zip(codes, done, strict=True)]
+
+    def _each(self, commands: Sequence[Sequence[object]]) -> list[Done]:
+        given = json.dumps([[str(word) for word in command] for command in commands])
+        done = self.run(sys.executable, "-c", _EACH, given)
+        assert (done.code, done.err) == (0, ""), done
+        found = [Done(code=code, out=out, err=err) for code, out, err in json.loads(done.out)]
+        assert len(found) == len(commands)
+        for each in found:
+            assert "Traceback" not in each.err, each.err
+        return found
 
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
         """Start ``nn-meter`` and leave it running, open to Ctrl-C wherever the tests run."""
@@ -110,6 +120,38 @@ class User:
         done = self.run(sys.executable, script, *arguments)
         assert done.code == 0, done.err
         return done.out
+
+
+def _succeeded(done: Done) -> str:
+    assert (done.code, done.complaints) == (0, []), done
+    return done.out
+
+
+def _failed(code: int, done: Done) -> str:
+    assert done.code == code, done
+    assert done.out == ""
+    errors = [line for line in done.complaints if not line.startswith("(nn-Meter) warning: ")]
+    assert len(errors) == 1, done.err
+    line = errors[0]
+    assert done.err.endswith(line + "\n"), done.err
+    assert line.startswith("nn-meter: error: "), line
+    return line.removeprefix("nn-meter: error: ")
+
+
+_EACH = """\
+import contextlib, io, json, sys
+from nn_meter.cli.main import main
+found = []
+for arguments in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
 
 
 def _heed_interrupts() -> None:

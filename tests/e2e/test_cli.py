@@ -30,8 +30,11 @@ COMMANDS = (
     "run",
     "ruletest",
     "ask",
-    "validate",
+    "import-graph",
     "diff",
+    "validate",
+    "kernels",
+    "map",
     "create",
     "connect",
     "register",
@@ -58,14 +61,16 @@ def ruletest_file(user: User) -> Path:
 def test_help(user):
     top = user.succeed("--help")
     assert top == user.succeed()
-    for command in COMMANDS:
+    helps = user.succeed_each(*([command, "--help"] for command in COMMANDS))
+    for command, printed in zip(COMMANDS, helps, strict=True):
         assert f"\n  {command} " in top
-        assert user.succeed(command, "--help").startswith(f"Usage: nn-meter {command} ")
-    run = user.succeed("run", "--help")
+        assert printed.startswith(f"Usage: nn-meter {command} ")
+    run = helps[COMMANDS.index("run")]
     for option in ("--backend", "--workspace", "--testcases", "--json", "--debug"):
         assert option in run
-    for step in ("generate", "profile", "detect"):
-        assert "--workspace" in user.succeed("ruletest", step, "--help")
+    steps = ("generate", "profile", "detect")
+    for printed in user.succeed_each(*(["ruletest", step, "--help"] for step in steps)):
+        assert "--workspace" in printed
 
 
 def test_version(user):
@@ -139,17 +144,18 @@ def test_help_loads_little_more_than_click(user):
 def test_help_is_quick(user):
     """0.3 s beyond Python itself are promised; a busy machine gets a second."""
 
-    def best_s(*command: object) -> float:
-        taken = []
-        for _ in range(5):
+    def best_s(*command: object, limit_s: float = 0.0) -> float:
+        """The shortest of five times, or the first one that is within the limit."""
+        taken: list[float] = []
+        while len(taken) < 5 and not (taken and min(taken) < limit_s):
             start = time.monotonic()
             assert user.run(*command).code == 0
             taken.append(time.monotonic() - start)
         return min(taken)
 
-    python_s = best_s(sys.executable, "-c", "pass")
-    assert best_s(sys.executable, "-c", "import nn_meter") < python_s + 1
-    assert best_s(NN_METER, "--help") < python_s + 1
+    limit_s = best_s(sys.executable, "-c", "pass") + 1
+    assert best_s(sys.executable, "-c", "import nn_meter", limit_s=limit_s) < limit_s
+    assert best_s(NN_METER, "--help", limit_s=limit_s) < limit_s
 
 
 # --- create and connect --------------------------------------------------------------------------

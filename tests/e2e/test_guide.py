@@ -127,9 +127,13 @@ def prompt(user) -> Iterator[Prompt]:
 
 @pytest.fixture(scope="module")
 def configured(created, prompt) -> Path:
-    """The guide's list of test cases, and dwconv_relu, which MON depends on."""
+    """The guide's list of test cases, and dwconv_relu, which MON depends on.
+
+    The guide has no clock, so it is hardly asked.
+    """
     lists = yaml_of("basic-testcases")
     edit(created, BASIC_TESTCASES=[*lists["BASIC_TESTCASES"], "dwconv_relu"])
+    edit(created, TIME_BUDGET=SMALL["TIME_BUDGET"])
     prompt.run(filled("init", init=created))
     return created
 

@@ -192,7 +192,7 @@ def test_bad_prints_leave_everything_as_it_was(elsewhere, user):
     shutil.copy(block, other)
     source = user.folder / "ws" / "fusion_rule_test" / "models" / "BF_conv_relu_block.onnx"
     before = all_json_files(user.folder / "ws")
-    for code, words, given in (
+    refused = (
         (9, f"{bad}: onnx ", [block, conv, bad]),
         (9, f"{other}: is of another model: it has 1 inputs", [block, other]),
         (9, f"{source}: is the model itself", [source]),
@@ -202,8 +202,12 @@ def test_bad_prints_leave_everything_as_it_was(elsewhere, user):
         (9, "there is no such file or folder", ["nowhere"]),
         (9, "there is no print in this folder", [user.folder / "ws" / "configs"]),
         (3, "tell no format; give --format", [user.folder / "ws" / "workspace.json"]),
-    ):
-        assert words in user.fail(code, "import-graph", *given, "--workspace", "ws"), words
+    )
+    lines = user.fail_each(
+        *((code, "import-graph", *given, "--workspace", "ws") for code, _, given in refused)
+    )
+    for (_, words, _), line in zip(refused, lines, strict=True):
+        assert words in line
     assert all_json_files(user.folder / "ws") == before
     edit(user.folder / "ws", EVIDENCE="formula")
     told = user.fail(3, "import-graph", block, "--workspace", "ws")

@@ -358,3 +358,20 @@ def test_each_composite_has_a_test() -> None:
 def test_bad_patterns_are_refused() -> None:
     with pytest.raises(ConfigError, match="means nothing"):
         read_patterns("operators: []\nhelpers: {a: ['x.y']}\ncomposites: []")
+
+
+def test_behind_a_fully_connected_layer_channels_are_last() -> None:
+    def factor(b: Builder, x: str) -> str:
+        return b.op("Mul", x, b.constant(shape=(8,)))
+
+    b = Builder()
+    fc = b.op("MatMul", b.input(), b.constant(shape=(8, 8)))
+    fc = b.op("Add", fc, b.constant(shape=(8,)))
+    assert operators(b, factor(b, fc)) == ["fc", "scale"]
+    b = Builder()
+    assert operators(b, factor(b, b.op("Add", b.relu(b.input()), b.constant(shape=(8,))))) == [
+        *("relu", "addc", "mulc"),
+    ]
+    b = Builder()
+    both = b.input()
+    assert operators(b, factor(b, b.op("MatMul", both, both))) == ["matmul", "mulc"]

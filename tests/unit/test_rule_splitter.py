@@ -99,6 +99,13 @@ def test_a_grouped_convolution_has_rules_of_its_own_or_those_of_conv_alone() -> 
     assert types(inside, rules(conv_relu=True)) == ["maxpool", "gconv-relu", "maxpool"]
 
 
+def test_a_depthwise_convolution_without_a_rule_of_its_own_has_that_of_conv() -> None:
+    b = Builder()
+    graph = b.graph(b.op("Tanh", b.conv(b.input(), group=16)))
+    assert types(graph, rules(conv_tanh=True)) == ["dwconv-tanh"]
+    assert types(graph, rules(conv_tanh=True, dwconv_tanh=False)) == ["dwconv", "tanh"]
+
+
 # --- where a block stands ------------------------------------------------------------------------
 
 
@@ -138,6 +145,14 @@ def test_where_a_second_operand_comes_from(other: str) -> None:
     assert "conv-add" in types(_residual(other), given)
     others = {"context": True, "context_conv": True, "context_own": True, situation: False}
     assert "conv-add" not in types(_residual(other), rules(conv_add=when(True, **others)))
+
+
+def test_a_pool_behind_a_convolution_is_an_operand_from_a_convolution() -> None:
+    b = Builder()
+    x = b.op("MaxPool", b.relu(b.conv(b.input())))
+    graph = b.graph(b.op("Add", b.conv(b.relu(b.conv(x))), x))
+    given = rules(conv_add=when(False, context_conv=True))
+    assert types(graph, given)[-1] == "conv-add"
 
 
 def test_the_operand_says_more_than_what_is_around() -> None:
@@ -282,6 +297,27 @@ def test_a_composite_that_runs_as_several_kernels_is_taken_apart_where_nothing_j
     x = b.op("Tanh", b.op("MaxPool", b.input()))
     inside = b.graph(b.op("Mul", x, b.op("Sigmoid", x)))
     assert types(inside, given) == ["maxpool", "tanh-swish"]
+
+
+def test_a_composite_in_other_steps_than_were_tested_is_not_what_was_tested() -> None:
+    """Executed by itself as two kernels: only what is written in two steps is known to it."""
+    spread = {"obey": False, "kernels": ["Conv", "HardSigmoid", "Mul"]}
+    one = {"obey": True, "kernels": ["Conv"]}
+    given = rules(conv_hswish=spread | {"when": {"context": one}})
+
+    def graph(parts: bool) -> Graph:
+        b = Builder()
+        x = b.conv(b.op("MaxPool", b.input()))
+        if not parts:
+            gate = b.op("HardSigmoid", x, alpha=1 / 6)
+            return b.graph(b.op("Mul", x, gate))
+        gate = b.op("Clip", b.number("Add", x, 3), b.constant(0.0), b.constant(6.0))
+        return b.graph(b.number("Div", b.op("Mul", x, gate), 6))
+
+    assert types(graph(parts=False), given) == ["maxpool", "conv-hswish"]
+    assert types(graph(parts=True), given) == ["maxpool", "conv", "bias", "relu6", "mul", "scale"]
+    unknown = rules(conv_hswish=True)  # such as do not tell kernels
+    assert types(graph(parts=True), unknown) == ["maxpool", "conv-hswish"]
 
 
 def test_a_composite_that_is_several_kernels_even_joined_is_never_one() -> None:

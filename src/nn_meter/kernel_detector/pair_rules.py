@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nn_meter.fusion_rules.rules import ALONE, Finding, Rule, RuleSet
 from nn_meter.kernel_detector.patterns import Patterns
-from nn_meter.kernel_detector.recognition import Recognized
+from nn_meter.kernel_detector.recognition import Node, Recognized
 
 __all__ = ["Answer", "Chain", "Place", "Rulebook", "find_chains"]
 
@@ -119,6 +119,18 @@ class Rulebook:
     def is_spread(self, operator: str) -> bool:
         """Whether an operator by itself was seen to execute as more than one kernel."""
         return self._spread.get(operator, 1) > 1
+
+    def is_written_otherwise(self, node: Node) -> bool:
+        """Whether a composite is written in other steps than what rules were found with.
+
+        A runtime that executes an operator as several kernels goes by its steps, and does not know
+        it by another way to write it.
+        """
+        return (
+            node.steps > 1
+            and self.is_spread(node.operator)
+            and self._spread[node.operator] not in (node.steps, len(node.ops))
+        )
 
     @property
     def never_one(self) -> frozenset[str]:

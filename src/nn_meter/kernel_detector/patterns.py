@@ -87,6 +87,7 @@ class Patterns:
     convolutions: frozenset[str]
     linear: frozenset[str]
     pointwise: frozenset[str]
+    pools: frozenset[str]
     folds_as: Mapping[str, str]
     stands_for: Mapping[str, Sequence[str]]
     activations: Mapping[str, Mapping[str, str]]
@@ -140,6 +141,7 @@ def read_patterns(text: str) -> Patterns:
         convolutions=frozenset(data["convolutions"]),
         linear=frozenset(data["linear"]),
         pointwise=frozenset(data["pointwise"]),
+        pools=frozenset(data["pools"]),
         folds_as=data["folds_as"],
         stands_for=data["stands_for"],
         activations=data["activations"],

@@ -55,8 +55,8 @@ class RuleSplitter:
         self._patterns = patterns()
         self._book = Rulebook(self.rules, self._patterns)
         self._customized = customized_rules(self.rules, testcases)
-        named = {op for rule in self._customized for op, *_ in rule.pattern.values()}
-        self._without = self._book.never_one - named
+        self._named = {op for rule in self._customized for op, *_ in rule.pattern.values()}
+        self._without = self._book.never_one - self._named
         self.decisions: list[Decision] = []
         self.conflicts: list[str] = []
         self.recognized: Recognized | None = None
@@ -66,7 +66,7 @@ class RuleSplitter:
 
         An operator that several ops make up is left in its parts if the rules show that it executes
         as several kernels whatever it stands next to; and taken apart again if they show that by
-        itself it does, and it ended by itself.
+        itself it does, and it ended by itself, or is written in another number of steps.
 
         Returns:
             Its kernels, in a topological order. Each op is in exactly one.
@@ -75,14 +75,19 @@ class RuleSplitter:
         while True:
             model = recognize(graph, apart=apart, without=self._without, by=self._patterns)
             split = Split(model, self._book, self._customized)
-            lonely = {
+            several = {
                 (node.name, node.operator)
                 for node in split.lonely()
                 if node.steps > 1 and self._book.is_spread(node.operator)
             }
-            if not lonely:
+            several |= {
+                (node.name, node.operator)
+                for node in model.nodes
+                if node.operator not in self._named and self._book.is_written_otherwise(node)
+            }
+            if not several:
                 break
-            apart |= lonely
+            apart |= several
         self.recognized = model
         self.decisions = split.decisions
         self.conflicts = split.conflicts

@@ -388,14 +388,15 @@ class Split:
         return ""
 
     def _from_convolutions(self) -> list[bool]:
-        """Of each node whether its output is a convolution's, pointwise ops aside."""
+        """Of each node whether its output is a convolution's, pointwise ops and pools aside."""
         found: list[bool] = []
         for node in self._nodes:
             if node.operator in self._known.convolutions:
                 found.append(True)
                 continue
             makers = [self.model.makers[t] for t in node.inputs[:1] if t in self.model.makers]
-            found.append(node.operator in self._known.pointwise and any(found[m] for m in makers))
+            passes = node.operator in self._known.pointwise | self._known.pools
+            found.append(passes and any(found[m] for m in makers))
         return found
 
     def _is_view(self, place: int) -> bool:

@@ -224,6 +224,26 @@ def _is_depthwise(steps: Steps, step: Step) -> bool:
     return groups_of(steps, step) > 1 and weight is not None and len(weight) > 1 and weight[1] == 1
 
 
+_MOST_BEHIND = 3  # of the constants that are added and multiplied behind a fully connected layer
+
+
+def _is_of_fc(steps: Steps, tensor: str) -> bool:
+    """Whether a tensor is a fully connected layer's, whose channels are last, constants aside."""
+    types = steps.patterns.operators
+    for _ in range(_MOST_BEHIND):
+        place = steps.maker.get(tensor)
+        if place is None:
+            return False
+        step = steps.steps[place]
+        named = {operator for operator, _ in types.get(step.type, ())}
+        if "fc" in named:
+            return _CONDITIONS["constant_weights"](steps, step)
+        if not named & {"bias", "scale"} or len(steps.data(step)) != 1:
+            return False
+        tensor = steps.data(step)[0]
+    return False
+
+
 def _is_channelwise(steps: Steps, step: Step) -> bool:
     """Whether the only other operand is a constant: one number, or a number for each channel."""
     constants = steps.constants(step)
@@ -238,7 +258,10 @@ def _is_channelwise(steps: Steps, step: Step) -> bool:
         return False
     long = [axis - len(shape) for axis, size in enumerate(shape) if size != 1]
     last = steps.graph.layout == "channels_last" or len(whole) < 3
-    channel = -1 if last else 1 - len(whole)
+    if last or _is_of_fc(steps, steps.data(step)[0]):
+        channel = -1
+    else:
+        channel = 1 - len(whole)
     if not long:  # a channel axis of its own, of a single channel
         return len(shape) == len(whole) and whole[channel] == 1
     return long == [channel] and shape[channel] == whole[channel]

@@ -13,7 +13,7 @@ from nn_meter.kernel_detector.kernels import Kernel
 
 __all__ = ["kernel_page"]
 
-_CHARACTER, _LINE, _PADDING = 6.3, 15, 8  # of the text, px
+_CHARACTER, _LINE, _PADDING = 6.8, 15, 8  # of the text, px
 _ACROSS, _DOWN = 28, 36  # between boxes, px
 _MOST_DRAWN = 2000  # kernels; what is larger is no picture any more
 _MOST_LINES = 9
