@@ -155,6 +155,16 @@ def test_a_pool_behind_a_convolution_is_an_operand_from_a_convolution() -> None:
     assert types(graph, given)[-1] == "conv-add"
 
 
+def test_a_constant_beside_a_convolution_s_output_lies_as_it_likes() -> None:
+    given = rules(conv_add=when(False, context_conv=True))
+    for folds in (True, False):
+        b = Builder()
+        x = b.conv(b.input())
+        x = b.number("Mul", x if folds else b.relu(x), 2)
+        graph = b.graph(b.op("Add", b.conv(b.relu(b.conv(x))), x))
+        assert types(graph, given)[-1] == ("conv-add" if folds else "add")
+
+
 def test_the_operand_says_more_than_what_is_around() -> None:
     given = rules(conv_add=when(False, context=False, alone_conv=True))
     assert "conv-add" in types(_residual("conv"), given)

@@ -86,8 +86,7 @@ class Patterns:
     heavy: frozenset[str]
     convolutions: frozenset[str]
     linear: frozenset[str]
-    pointwise: frozenset[str]
-    pools: frozenset[str]
+    passing: frozenset[str]
     folds_as: Mapping[str, str]
     stands_for: Mapping[str, Sequence[str]]
     activations: Mapping[str, Mapping[str, str]]
@@ -140,8 +139,7 @@ def read_patterns(text: str) -> Patterns:
         heavy=frozenset(data["heavy"]),
         convolutions=frozenset(data["convolutions"]),
         linear=frozenset(data["linear"]),
-        pointwise=frozenset(data["pointwise"]),
-        pools=frozenset(data["pools"]),
+        passing=frozenset(data["passing"]),
         folds_as=data["folds_as"],
         stands_for=data["stands_for"],
         activations=data["activations"],

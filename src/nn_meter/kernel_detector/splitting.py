@@ -388,15 +388,18 @@ class Split:
         return ""
 
     def _from_convolutions(self) -> list[bool]:
-        """Of each node whether its output is a convolution's, pointwise ops and pools aside."""
+        """Of each node whether its output lies as a convolution's: its own, or passed on."""
         found: list[bool] = []
-        for node in self._nodes:
-            if node.operator in self._known.convolutions:
-                found.append(True)
-                continue
+        folds: list[bool] = []  # a convolution, or what its weights can take in
+        for place, node in enumerate(self._nodes):
+            is_conv = node.operator in self._known.convolutions
             makers = [self.model.makers[t] for t in node.inputs[:1] if t in self.model.makers]
-            passes = node.operator in self._known.pointwise | self._known.pools
-            found.append(passes and any(found[m] for m in makers))
+            behind = node.operator in self._known.linear and any(
+                folds[maker] and self._is_only_reader(maker, place) for maker in makers
+            )
+            passes = node.operator in self._known.passing and any(found[m] for m in makers)
+            folds.append(is_conv or behind)
+            found.append(is_conv or behind or passes)
         return found
 
     def _is_view(self, place: int) -> bool:
