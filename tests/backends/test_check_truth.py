@@ -129,6 +129,13 @@ def padded(model: Model, x: str) -> str:
     return str(model.op("Relu", model.op("Conv", y, weight)))
 
 
+def narrow(model: Model) -> str:
+    """Fewer channels at the end than a layout holds; what fills it up is no zero."""
+    x = conv_bn_relu(model)
+    y = model.op("Conv", x, model.const(np.ones((2, C, 1, 1))))
+    return str(model.op("Sigmoid", y))
+
+
 def told(
     build: Callable[[Model], str], backend: Any, folder: Path
 ) -> tuple[list[set[str]], Truth, Graph]:
@@ -167,8 +174,9 @@ every_backend = pytest.mark.parametrize(
         (shuffle, [{"conv2", "relu3"}]),
         (dropout, [{"conv2", "relu3"}]),
         (padded, [{"pad2", "conv3", "relu4"}]),
+        (narrow, [{"conv2", "batchnormalization3", "relu4"}, {"conv6", "sigmoid7"}]),
     ],
-    ids=["conv_bn_relu", "residual", "branches", "two_readers", "shuffle", "dropout", "padded"],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_small_models_are_told(backend, build, expected, tmp_path):
     groups, truth, graph = told(build, backend, tmp_path)

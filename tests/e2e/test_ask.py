@@ -111,18 +111,18 @@ def test_a_shape(asker, chain, shape, inputs):
     assert found["evidence"] == "graph"
 
 
-@pytest.mark.parametrize(
-    ("shape", "words"),
-    [
-        ("16x28", "has 2 sizes; give one or three, without the batch"),
-        ("0x8x8", "should be sizes of at least 1, like 16x28x28 or 428"),
-        ("9999999999", "should be sizes of at least 1"),
-    ],
-)
-def test_a_shape_that_cannot_be(asker, shape, words):
-    line = asker.fail(3, "ask", "conv+relu", f"--shape={shape}")
-    assert line.startswith("--shape: ")
-    assert words in line
+BAD_SHAPES = [
+    ("16x28", "has 2 sizes; give one or three, without the batch"),
+    ("0x8x8", "should be sizes of at least 1, like 16x28x28 or 428"),
+    ("9999999999", "should be sizes of at least 1"),
+]
+
+
+def test_a_shape_that_cannot_be(asker):
+    asked = [(3, "ask", "conv+relu", f"--shape={shape}") for shape, _ in BAD_SHAPES]
+    for (_, words), line in zip(BAD_SHAPES, asker.fail_each(*asked), strict=True):
+        assert line.startswith("--shape: ")
+        assert words in line
 
 
 def test_keys_of_the_question_and_of_the_backend(asker):
@@ -135,20 +135,21 @@ def test_keys_of_the_question_and_of_the_backend(asker):
     assert "THREADS" not in models
 
 
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [
-        ("KERNL_SIZE=1", "--set: unknown key KERNL_SIZE; did you mean KERNEL_SIZE?"),
-        ("THREAD=2", "--set: unknown key THREAD; did you mean THREADS?"),
-        ("KERNEL_SIZE=0", "--set: KERNEL_SIZE must be a whole number of at least 1"),
-        ("THREADS=many", "--set: THREADS must be a whole number"),
-        ("HW=[1", "--set: 'HW=[1': the value is no valid YAML"),
-        ("HW", "--set: 'HW' should be KEY=VALUE, like KERNEL_SIZE=1"),
-        ("=1", "--set: '=1' should be KEY=VALUE"),
-    ],
-)
-def test_a_key_that_cannot_be(asker, key, words):
-    assert words in asker.fail(3, "ask", "conv+relu", "--set", key)
+BAD_KEYS = [
+    ("KERNL_SIZE=1", "--set: unknown key KERNL_SIZE; did you mean KERNEL_SIZE?"),
+    ("THREAD=2", "--set: unknown key THREAD; did you mean THREADS?"),
+    ("KERNEL_SIZE=0", "--set: KERNEL_SIZE must be a whole number of at least 1"),
+    ("THREADS=many", "--set: THREADS must be a whole number"),
+    ("HW=[1", "--set: 'HW=[1': the value is no valid YAML"),
+    ("HW", "--set: 'HW' should be KEY=VALUE, like KERNEL_SIZE=1"),
+    ("=1", "--set: '=1' should be KEY=VALUE"),
+]
+
+
+def test_a_key_that_cannot_be(asker):
+    asked = [(3, "ask", "conv+relu", "--set", key) for key, _ in BAD_KEYS]
+    for (_, words), line in zip(BAD_KEYS, asker.fail_each(*asked), strict=True):
+        assert words in line
 
 
 def test_by_latencies_when_that_is_asked_for(asker):
@@ -226,19 +227,20 @@ def test_a_runtime_that_is_not_installed_is_named_with_its_extra(asker, tmp_path
 # --- chains that cannot be -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("chain", "code", "words"),
-    [
-        ("conv+rleu", 3, "there is no operator 'rleu'; did you mean 'relu'?"),
-        ("conv+bn_relu", 3, "there is no operator 'bn_relu'"),
-        ("conv", 3, "'conv' is no chain; join two or more operators by +, like conv+bn+relu"),
-        ("conv+", 3, "'conv+' is no chain"),
-        ("", 3, "'' is no chain"),
-        ("conv+fc", 6, "conv+fc cannot be built: fc takes a 1-D tensor"),
-    ],
-)
-def test_a_chain_that_cannot_be(asker, chain, code, words):
-    assert asker.fail(code, "ask", chain).startswith(words)
+BAD_CHAINS = [
+    ("conv+rleu", 3, "there is no operator 'rleu'; did you mean 'relu'?"),
+    ("conv+bn_relu", 3, "there is no operator 'bn_relu'"),
+    ("conv", 3, "'conv' is no chain; join two or more operators by +, like conv+bn+relu"),
+    ("conv+", 3, "'conv+' is no chain"),
+    ("", 3, "'' is no chain"),
+    ("conv+fc", 6, "conv+fc cannot be built: fc takes a 1-D tensor"),
+]
+
+
+def test_a_chain_that_cannot_be(asker):
+    asked = [(code, "ask", chain) for chain, code, _ in BAD_CHAINS]
+    for (_, _, words), line in zip(BAD_CHAINS, asker.fail_each(*asked), strict=True):
+        assert line.startswith(words)
 
 
 def test_sizes_that_an_operator_cannot_halve(asker):

@@ -202,27 +202,26 @@ def test_create_refuses_what_is_no_place_for_it(user):
     user.succeed("create", "--tflite-workspace", "empty")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["create"], "give one of --tflite-workspace, --openvino-workspace"),
-        (["create", "--tflite-workspace", "a", "--openvino-workspace", "b"], "give one of"),
-        (["create", "--tflite-workspace"], "requires an argument"),
-        (["create", "--tflite-workspace", "a", "--backend", "b"], "go together"),
-        (["create", "--customized-workspace", "a"], "go together"),
-        (["connect", "--backend", "tflite_cpu"], "--workspace"),
-        (["register"], "give one of --operator, --testcase and --backend"),
-        (["unregister", "--operator", "op1"], "2 arguments"),
-        (["run", "--time-limit", "0"], "--time-limit"),
-        (["run", "--tescases", "conv_relu"], "--testcases"),
-        (["rum"], "rum"),
-        (["ruletest", "detetc"], "detetc"),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
-)
-def test_a_wrong_command_line_is_refused_in_one_line(user, arguments, words):
-    line = user.fail(2, *arguments)
-    assert words in line
+WRONG = [
+    (["create"], "give one of --tflite-workspace, --openvino-workspace"),
+    (["create", "--tflite-workspace", "a", "--openvino-workspace", "b"], "give one of"),
+    (["create", "--tflite-workspace"], "requires an argument"),
+    (["create", "--tflite-workspace", "a", "--backend", "b"], "go together"),
+    (["create", "--customized-workspace", "a"], "go together"),
+    (["connect", "--backend", "tflite_cpu"], "--workspace"),
+    (["register"], "give one of --operator, --testcase and --backend"),
+    (["unregister", "--operator", "op1"], "2 arguments"),
+    (["run", "--time-limit", "0"], "--time-limit"),
+    (["run", "--tescases", "conv_relu"], "--testcases"),
+    (["rum"], "rum"),
+    (["ruletest", "detetc"], "detetc"),
+]
+
+
+def test_a_wrong_command_line_is_refused_in_one_line(user):
+    lines = user.fail_each(*((2, *arguments) for arguments, _ in WRONG))
+    for (arguments, words), line in zip(WRONG, lines, strict=True):
+        assert words in line, arguments
     assert list(user.folder.iterdir()) == []
 
 
@@ -461,47 +460,48 @@ def test_a_converted_model_is_what_is_profiled(small):
 # --- the workspace and its configuration ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "words"),
-    [
-        ("ruletest_config.yaml", "HW: [", "is no valid YAML"),
-        ("backend_config.yaml", "RUNS: [", "is no valid YAML"),
-        ("ruletest_config.yaml", "KERNEL_SIZE: 0", "KERNEL_SIZE must be a whole number"),
-        ("ruletest_config.yaml", "PADDING: full", "PADDING must be same or valid"),
-        ("ruletest_config.yaml", "KERNEL_SIZ: 3", "did you mean KERNEL_SIZE?"),
-        ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_]", "'conv_' is no chain"),
-        ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_rellu]", "did you mean 'relu'?"),
-        ("ruletest_config.yaml", "OTHER_TESTCASES: [MOM]", "did you mean 'MON'?"),
-        ("ruletest_config.yaml", "CIN: 5\nBASIC_TESTCASES: [split_relu]", "must be even"),
-        ("ruletest_config.yaml", "EVIDENCE: graphs", "EVIDENCE must be auto, graph"),
-        ("backend_config.yaml", "THREADS: many", "THREADS must be a whole number"),
-        ("backend_config.yaml", "THREAD: 2", "did you mean THREADS?"),
-    ],
-    ids=lambda value: value.replace("\n", "-") if ":" in value else "",
-)
-def test_a_bad_configuration_is_refused_before_anything_is_done(small, file, text, words):
-    path = small.folder / "ws" / "configs" / file
-    path.write_text(text)
-    line = small.fail(3, "run", "--workspace", "ws")
-    assert words in line
-    assert str(path) in line
-    assert not (small.folder / "ws" / "fusion_rule_test").exists()
+BAD_FILES = [
+    ("ruletest_config.yaml", "HW: [", "is no valid YAML"),
+    ("backend_config.yaml", "RUNS: [", "is no valid YAML"),
+    ("ruletest_config.yaml", "KERNEL_SIZE: 0", "KERNEL_SIZE must be a whole number"),
+    ("ruletest_config.yaml", "PADDING: full", "PADDING must be same or valid"),
+    ("ruletest_config.yaml", "KERNEL_SIZ: 3", "did you mean KERNEL_SIZE?"),
+    ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_]", "'conv_' is no chain"),
+    ("ruletest_config.yaml", "BASIC_TESTCASES: [conv_rellu]", "did you mean 'relu'?"),
+    ("ruletest_config.yaml", "OTHER_TESTCASES: [MOM]", "did you mean 'MON'?"),
+    ("ruletest_config.yaml", "CIN: 5\nBASIC_TESTCASES: [split_relu]", "must be even"),
+    ("ruletest_config.yaml", "EVIDENCE: graphs", "EVIDENCE must be auto, graph"),
+    ("backend_config.yaml", "THREADS: many", "THREADS must be a whole number"),
+    ("backend_config.yaml", "THREAD: 2", "did you mean THREADS?"),
+]
 
 
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ("conv_rellu", "did you mean 'relu'?"),
-        ("cnv_relu", "did you mean 'conv'?"),
-        ("MOM", "did you mean 'MON'?"),
-        ("conv_relu_", "is no chain"),
-        (" , ", "names none"),
-    ],
-)
-def test_an_unknown_test_case_leaves_no_workspace_behind(user, asked, words):
-    line = user.fail(3, "run", "--testcases", asked)
-    assert line.startswith("--testcases: ")
-    assert words in line
+def test_a_bad_configuration_is_refused_before_anything_is_done(user):
+    names = [f"ws{number}" for number in range(len(BAD_FILES))]
+    user.succeed_each(*(["create", "--onnxruntime-workspace", name] for name in names))
+    for name, (file, text, _) in zip(names, BAD_FILES, strict=True):
+        (user.folder / name / "configs" / file).write_text(text)
+    lines = user.fail_each(*((3, "run", "--workspace", name) for name in names))
+    for name, (file, _, words), line in zip(names, BAD_FILES, lines, strict=True):
+        assert words in line
+        assert str(user.folder / name / "configs" / file) in line
+        assert not (user.folder / name / "fusion_rule_test").exists()
+
+
+UNKNOWN = [
+    ("conv_rellu", "did you mean 'relu'?"),
+    ("cnv_relu", "did you mean 'conv'?"),
+    ("MOM", "did you mean 'MON'?"),
+    ("conv_relu_", "is no chain"),
+    (" , ", "names none"),
+]
+
+
+def test_an_unknown_test_case_leaves_no_workspace_behind(user):
+    lines = user.fail_each(*((3, "run", "--testcases", asked) for asked, _ in UNKNOWN))
+    for (_, words), line in zip(UNKNOWN, lines, strict=True):
+        assert line.startswith("--testcases: ")
+        assert words in line
     assert list(user.folder.iterdir()) == []
 
 

@@ -91,7 +91,9 @@ def flow(request, tmp_path_factory) -> dict[str, Any]:
     platform = backend.partition("_")[0]
     user.succeed("create", f"--{platform}-workspace", "ws")
     workspace = folder / "ws"
-    edit(workspace, **SMALL | {"SHAPE_1D": 6, "TIME_BUDGET": 0.15}, IMPLEMENT=implement)
+    edit(workspace, **SMALL | {"SHAPE_1D": 6}, IMPLEMENT=implement)
+    # enough for the references and a load of the first pair, on a busy machine, too
+    edit(workspace, TIME_BUDGET=1 if request.param in SLOW else 0.3)
     pairs = [pair for pair in PAIRS if request.param not in SLOW or pair not in LEFT_OUT]
     edit(workspace, BASIC_TESTCASES=pairs, OTHER_TESTCASES=["MON"])
     steps = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def test_every_op_is_in_one_kernel_and_files_agree(user):
     assert all(keys <= set(kernel) for kernel in data["kernels"])
     assert data == of_json(user.succeed(*asked, "--json", "-"))
 
-    rows = list(csv.DictReader((user.folder / "out" / "k.csv").open(encoding="utf-8")))
+    with (user.folder / "out" / "k.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == names
     assert [row["ops"].split() for row in rows] == [kernel["ops"] for kernel in data["kernels"]]
     assert rows[0]["kernel_size"]
@@ -129,3 +131,14 @@ def test_a_shape_that_is_none(user, shape):
     done = user.nn_meter(*asked)
     assert done.code not in (0, 1)
     assert "--shape" in done.err
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv", "--html"])
+def test_what_is_no_file_is_not_replaced(user, option):
+    pipe = user.folder / "pipe"
+    os.mkfifo(pipe)
+    asked = ("kernels", light("squeezenet"), "--rules", "onnxruntime-1.31", option, str(pipe))
+    done = user.nn_meter(*asked)
+    assert done.code not in (0, 1)
+    assert "no ordinary file" in done.err
+    assert pipe.is_fifo()

@@ -351,7 +351,7 @@ def test_all_operators_of_the_project_can_be_recognized() -> None:
 
 
 def test_each_composite_has_a_test() -> None:
-    tested = {operator for operator, _ in ONE.values()} | {"gelu"}
+    tested = {operator for operator, _ in ONE.values()} | {"gelu", "rmsnorm"}
     assert {composite.operator for composite in patterns().composites} <= tested
 
 
@@ -375,3 +375,18 @@ def test_behind_a_fully_connected_layer_channels_are_last() -> None:
     b = Builder()
     both = b.input()
     assert operators(b, factor(b, b.op("MatMul", both, both))) == ["matmul", "mulc"]
+
+
+@pytest.mark.parametrize("how", ["div", "one over", "reciprocal"])
+def test_rms_normalization(how: str) -> None:
+    b = Builder()
+    x = b.input((1, 16, 8))
+    mean = b.op("ReduceMean", b.number("Pow", x, 2), axes=[-1])
+    root = b.op("Sqrt", b.number("Add", mean, 1e-6))
+    if how == "div":
+        y = b.op("Div", x, root)
+    elif how == "one over":
+        y = b.op("Mul", x, b.op("Div", b.constant(1.0), root))
+    else:
+        y = b.op("Mul", b.op("Reciprocal", root), x)
+    assert operators(b, b.op("Mul", y, b.constant(shape=(8,)))) == ["rmsnorm"]

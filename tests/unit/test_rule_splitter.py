@@ -49,6 +49,22 @@ def test_what_stands_before_the_heavy_op_does_not_speak_for_it() -> None:
     assert types(graph, rules(pad_dwconv=True, dwconv_relu=True)) == ["pad-dwconv-relu"]
 
 
+def test_behind_an_activation_the_heavy_op_does_not_speak_alone() -> None:
+    """``BF_conv_add`` is about a convolution that has no activation yet."""
+
+    def graph(activation: str) -> Graph:
+        b = Builder()
+        x = b.conv(b.input())
+        return b.graph(b.relu(b.op("Add", b.op(activation, b.conv(b.conv(x))), x)))
+
+    given = rules(conv_relu=True, conv_add=True, relu_add=False, conv_tanh=True)
+    assert types(graph("Identity"), given)[-1] == "conv-add-relu"
+    assert types(graph("Relu"), given)[-2:] == ["add", "relu"]
+    assert types(graph("Tanh"), given)[-3:] == ["conv-tanh", "add", "relu"]
+    given |= {"BF_relu_add": {"obey": True}}
+    assert types(graph("Relu"), given)[-1] == "conv-relu-add-relu"
+
+
 def test_linear_ops_join_a_heavy_one_only_next_to_it() -> None:
     def fc(b: Builder, x: str) -> str:
         return b.op("Gemm", x, b.constant(shape=(8, 8)), shape=(1, 8))
@@ -463,7 +479,9 @@ def test_a_bad_pattern_is_refused(attribute: str, value: Any, message: str) -> N
 
 def test_rules_of_the_original(tmp_path: Path) -> None:
     file = tmp_path / "rules.json"
-    file.write_text(json.dumps({"BF_dwconv_relu": {"obey": True}, "MON": {"obey": 1}}))
+    obeys = {name: {"obey": True} for name in ("BF_dwconv_relu", "BF_relu_relu")}
+    obeys |= {"MON": {"obey": 1}}
+    file.write_text(json.dumps(obeys))
     assert types(_branches(), str(file))[0] == "dwconv-relu-relu"
     file.write_text(json.dumps({"BF_dwconv_relu": {"obey": True}, "MON": {"obey": "case1"}}))
     assert types(_branches(), file)[0] == "dwconv"
@@ -486,6 +504,16 @@ def test_what_holds_no_rules_is_refused(given: Any) -> None:
 def test_no_rules_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert types(_sum(), {}) == ["conv", "conv", "add", "relu"]
     assert "holds no rules" in caplog.text
+
+
+def test_rules_of_unknown_operators_are_warned_of_by_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert types(_sum(), rules(foo_relu=True, conv_bar=True)) == ["conv", "conv", "add", "relu"]
+    assert "is recognized as: bar, foo" in caplog.text
+    caplog.clear()
+    RuleSplitter("openvino-2026.4")
+    assert not caplog.text
 
 
 def test_fuses() -> None:

@@ -291,6 +291,15 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert os.listdir(path.parent) == ["r.json"]  # noqa: PTH208
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WorkspaceError, match="no ordinary file"):
+        write_json(tmp_path / "pipe", {"a": 1})
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 @pytest.mark.parametrize("data", [{"a": float("nan")}, {"a": object()}])
 def test_what_json_does_not_have_is_not_written(tmp_path, data):
     write_json(tmp_path / "r.json", {"a": 1})

@@ -53,8 +53,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; it takes its place when all is written and synced.
 
     Raises:
-        WorkspaceError: The disk is full, the folder is read-only, …; ``path`` is as it was.
+        WorkspaceError: The disk is full, the folder is read-only, ``path`` is a device, …; ``path``
+            is as it was.
     """
+    if path.exists() and not path.is_file():  # a device would be replaced, by whoever may do so
+        raise WorkspaceError(f"{path}: cannot be written: it is no ordinary file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

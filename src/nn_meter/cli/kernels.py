@@ -95,6 +95,8 @@ def kernels(
     for file in files:
         assert file is not None
         make_folder(file.absolute().parent)  # said now, and not when all is done
+        if file.exists() and not file.is_file():  # it would be replaced, not written to
+            raise ConfigError(f"{file}: is no ordinary file, so nothing can be written there")
     given = _shapes(shapes)
     graph = read_model(model, shapes=given)
     detector = KernelDetector(rules)
@@ -245,8 +247,8 @@ def _print(found: _Found) -> None:
     Console(highlight=False).print(table)
     summary = found.summary
     click.echo(
-        f"{found.graph.name}: {len(found.graph.ops)} ops in {len(found.kernels)} kernels, by the "
-        f"rules of {found.rules}"
+        f"{one_line(found.graph.name)}: {len(found.graph.ops)} ops in {len(found.kernels)} "
+        f"kernels, by the rules of {one_line(found.rules)}"
     )
     if unknown := summary.get("unrecognized"):
         kinds = ", ".join(f"{kind} ({count})" for kind, count in unknown.items())

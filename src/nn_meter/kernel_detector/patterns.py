@@ -86,6 +86,7 @@ class Patterns:
     heavy: frozenset[str]
     convolutions: frozenset[str]
     linear: frozenset[str]
+    nonlinear: frozenset[str]
     passing: frozenset[str]
     folds_as: Mapping[str, str]
     stands_for: Mapping[str, Sequence[str]]
@@ -139,7 +140,8 @@ def read_patterns(text: str) -> Patterns:
         heavy=frozenset(data["heavy"]),
         convolutions=frozenset(data["convolutions"]),
         linear=frozenset(data["linear"]),
-        passing=frozenset(data["passing"]),
+        nonlinear=frozenset(data["nonlinear"]),
+        passing=frozenset(data["passing"]) | frozenset(data["nonlinear"]),
         folds_as=data["folds_as"],
         stands_for=data["stands_for"],
         activations=data["activations"],

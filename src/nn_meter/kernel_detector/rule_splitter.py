@@ -53,6 +53,12 @@ class RuleSplitter:
         if not self.rules.rules:
             log.warning("%s: holds no rules; nothing will be put together", self.rules.name)
         self._patterns = patterns()
+        if unknown := _operators_of(self.rules) - self._patterns.names:
+            log.warning(
+                "%s: rules of operators that no op of a model is recognized as: %s",
+                self.rules.name,
+                ", ".join(sorted(unknown)),
+            )
         self._book = Rulebook(self.rules, self._patterns)
         self._customized = customized_rules(self.rules, testcases)
         self._named = {op for rule in self._customized for op, *_ in rule.pattern.values()}
@@ -74,21 +80,30 @@ class RuleSplitter:
         apart: set[tuple[str, str]] = set()
         while True:
             model = recognize(graph, apart=apart, without=self._without, by=self._patterns)
-            split = Split(model, self._book, self._customized)
-            several = {
-                (node.name, node.operator)
-                for node in split.lonely()
-                if node.steps > 1 and self._book.is_spread(node.operator)
-            }
-            several |= {
+            otherwise = {
                 (node.name, node.operator)
                 for node in model.nodes
                 if node.operator not in self._named and self._book.is_written_otherwise(node)
             }
-            if not several:
+            if otherwise:
+                apart |= otherwise
+                continue
+            split = Split(model, self._book, self._customized)
+            lonely = {
+                (node.name, node.operator)
+                for node in split.lonely()
+                if node.steps > 1 and self._book.is_spread(node.operator)
+            }
+            if not lonely:
                 break
-            apart |= several
+            apart |= lonely
         self.recognized = model
         self.decisions = split.decisions
         self.conflicts = split.conflicts
         return list(kernels_of(model, split.groups()))
+
+
+def _operators_of(rules: RuleSet) -> set[str]:
+    """The operators that rules about neighbours name."""
+    pairs = (name.split("_")[1:] for name in rules.rules if name.startswith("BF_"))
+    return {operator for pair in pairs for operator in pair}

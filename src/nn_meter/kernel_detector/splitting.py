@@ -291,9 +291,13 @@ class Split:
             if group.folds:
                 return self._book.fold(anchor, node, around)
             return self._book.pair(last, node, around)
+        speaks = anchor
         if group.merge is not None and len(self._nodes[place].inputs) > 1:
-            return self._book.pair(self._nodes[group.merge].operator, node, around)
-        return self._book.pair(anchor, node, around)
+            speaks = self._nodes[group.merge].operator
+        answer = self._book.pair(speaks, node, around)
+        if answer.verdict == "fused" and last in self._known.nonlinear:
+            return self._book.pair(last, node, around)  # the rule is about what has none so far
+        return answer
 
     # --- several readers -------------------------------------------------------------------------
 

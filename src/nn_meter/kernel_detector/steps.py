@@ -258,10 +258,7 @@ def _is_channelwise(steps: Steps, step: Step) -> bool:
         return False
     long = [axis - len(shape) for axis, size in enumerate(shape) if size != 1]
     last = steps.graph.layout == "channels_last" or len(whole) < 3
-    if last or _is_of_fc(steps, steps.data(step)[0]):
-        channel = -1
-    else:
-        channel = 1 - len(whole)
+    channel = -1 if last or _is_of_fc(steps, steps.data(step)[0]) else 1 - len(whole)
     if not long:  # a channel axis of its own, of a single channel
         return len(shape) == len(whole) and whole[channel] == 1
     return long == [channel] and shape[channel] == whole[channel]

@@ -79,7 +79,13 @@ def by_values(traced: TracedGraph, copy: Copy) -> Claims:
             [known.executed.get(tensor) for tensor in reads],
             [known.executed[tensor] for tensor in inside if tensor in known.executed],
         )
-        # Which of several ops is in which of several nodes, nobody can tell.
+        # Which of several ops is in which of several nodes, nobody can tell; unless all but one of
+        # the nodes only move data.
+        computing = [i for i in together if nodes[i].kind == "compute"]
+        if found and len(computing) == 1:
+            covers[computing[0]] = found
+            passing.update(i for i in together if i != computing[0])
+            continue
         told = found if len(together) == 1 or (found is not None and len(found) == 1) else None
         for i in together:
             covers[i] = told

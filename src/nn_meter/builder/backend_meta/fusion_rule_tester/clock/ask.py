@@ -91,6 +91,7 @@ def ask_the_clock(bed: Bed) -> None:
         confidence=config["CONFIDENCE"],
         time_limit_s=bed.time_limit_s,
     )
+    bench.thorough = not bed.graphs  # beside a graph it is an opinion
     measure(
         bed.workspace,
         bed.connection,

@@ -113,6 +113,7 @@ class Bench:
         method: The constants.
         alpha: EPS_ALPHA.
         confidence: With which each verdict holds.
+        thorough: Go on with what is separate until it surely saves little, while there is time.
     """
 
     questions: Mapping[str, Question]
@@ -120,6 +121,7 @@ class Bench:
     method: Method
     alpha: float
     confidence: float
+    thorough: bool = True
     spread: Spread = field(init=False)
     clock: Callable[[], float] = time.monotonic
     started_s: float = field(init=False)
@@ -212,7 +214,7 @@ class Bench:
         """The questions that get another load.
 
         Those that are open, or fused if the models without the head say so, too; when there are
-        none, those that are separate and could be surer.
+        none, those that are separate and could be surer, if it is to be thorough.
         """
         found = [
             question
@@ -220,7 +222,8 @@ class Bench:
             if not self.is_settled(question)
             and tries.get(question.name, 0) < 2 * self.method.looks[-1]
         ]
-        return [q for q in found if q.opinion.verdict != "separate"] or found
+        open_ = [q for q in found if q.opinion.verdict != "separate"]
+        return open_ or (found if self.thorough else [])
 
     def _spread(self) -> Spread:
         return fit_spread(list(self._variances()))
