@@ -236,7 +236,7 @@ def test_every_file_tells_the_same(flow):
         assert all("formula" in found["others"] for found in detected.values())
         assert {"formula", "latency"} == set(detected["BF_conv_relu"]["others"])
         clock = detected["BF_conv_relu"]["clock"]
-        assert clock["verdict"] in ("fused", "separate", "undecided")
+        assert clock["verdict"] in ("fused", "separate", "undecided", "free")
         assert clock["cost"]["loads"] > 0
     for name in ("detected_results", "detected_fusion_rule", "profiled_results"):
         latest = files[f"{where}/{name}.json"]
