@@ -93,7 +93,7 @@ def flow(request, tmp_path_factory) -> dict[str, Any]:
     workspace = folder / "ws"
     edit(workspace, **SMALL | {"SHAPE_1D": 6}, IMPLEMENT=implement)
     # enough for the references and a load of the first pair, on a busy machine, too
-    edit(workspace, TIME_BUDGET=1 if request.param in SLOW else 0.3)
+    edit(workspace, TIME_BUDGET=1 if request.param in SLOW else 0.5)
     pairs = [pair for pair in PAIRS if request.param not in SLOW or pair not in LEFT_OUT]
     edit(workspace, BASIC_TESTCASES=pairs, OTHER_TESTCASES=["MON"])
     steps = {
@@ -234,10 +234,10 @@ def test_every_file_tells_the_same(flow):
     assert detected == verdicts
     if shows_graphs(flow):  # the clock and the guide's inequality are recorded beside it
         assert all("formula" in found["others"] for found in detected.values())
-        assert {"formula", "latency"} == set(detected["BF_conv_relu"]["others"])
+        assert all("latency" in detected[rule]["others"] for rule in flow["rules"][:-1])
         clock = detected["BF_conv_relu"]["clock"]
         assert clock["verdict"] in ("fused", "separate", "undecided", "free")
-        assert clock["cost"]["loads"] > 0
+        assert clock["cost"]["loads"] > 0, clock
     for name in ("detected_results", "detected_fusion_rule", "profiled_results"):
         latest = files[f"{where}/{name}.json"]
         assert latest == files[f"{where}/{flow['backend']}/{name}.json"]

@@ -174,7 +174,7 @@ def test_when_the_time_is_up_the_rest_is_open(validator):
     assert (data["cases"], data["decided"], data["coverage"]) == (2, 0, 0.0)
     assert (data["accuracy"], data["found"]) == (None, {"fused": 0, "of": 1})
     assert {each["reason"] for each in data["verdicts"]} == {
-        "TIME_BUDGET was up before it was its turn"
+        "the time was up before its turn came (TIME_BUDGET; of validate, --budget)"
     }
 
 

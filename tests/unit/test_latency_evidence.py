@@ -125,6 +125,23 @@ def test_a_rule_that_the_clock_was_not_asked_has_no_verdict_by_it():
     assert Judges("latency", {}).judge(case, {"block": {}}) is None
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_rule_whose_turn_did_not_come_is_open_if_the_clock_was_asked_at_all(begun):
+    asked = {"1": Question(name="1", rule="BF_conv_relu")}
+    if begun:
+        asked["2"] = Question(name="2", rule="BF_conv_bn", opinion=SEPARATE, loads=[{}])
+    bench = Bench(questions=asked, references={}, method=Method(), alpha=0.5, confidence=0.95)
+    case = find.testcase_named("BF_conv_relu", CONFIG)
+    found = LatencyEvidence({"BF_conv_relu": bench}).judge(case, {})
+    if not begun:
+        assert found is None
+        return
+    assert (found.verdict, found.obey, found.clock.loads) == ("undecided", None, 0)
+    assert found.reason == (
+        "the time was up before its turn came (TIME_BUDGET; of validate, --budget)"
+    )
+
+
 def test_auto_takes_the_clock_before_the_formula_and_says_what_that_says():
     entries = {name: {"latency": "1.0 +- 0.0"} for name in ("conv", "relu", "block")}
     found = judged("BF_conv_relu", SEPARATE, choice="auto", entries=entries)

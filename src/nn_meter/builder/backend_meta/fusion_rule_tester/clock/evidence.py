@@ -8,7 +8,11 @@ from itertools import pairwise
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.basic import BasicFusion
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import (
+    NOT_REACHED,
+    Bench,
+    Question,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.backend_meta.fusion_rule_tester.verdict import Edge, Saving, Verdict
 
@@ -33,7 +37,7 @@ class LatencyEvidence:
     def judge(
         self, case: BaseTestCase, models: Mapping[str, object], graph: Verdict | None = None
     ) -> Verdict | None:
-        """Judge a test case; None: the clock was not asked.
+        """Judge a test case; None: the clock was not asked, of this rule or of any.
 
         Args:
             case: The test case.
@@ -45,7 +49,7 @@ class LatencyEvidence:
         if bench is None:
             return None
         questions = bench.of(case.name)
-        if not any(question.loads or question.missing for question in questions):
+        if not questions or not bench.has_begun:
             return None
         opinions = _where_alike(questions, graph)
         saving = _saving(questions, opinions, bench.confidence)
@@ -74,7 +78,7 @@ class LatencyEvidence:
 
 def _where_alike(questions: Sequence[Question], graph: Verdict | None) -> list[Opinion]:
     """What is said of each edge, where it was timed in a size that runs as the one asked for."""
-    opinions = [question.opinion for question in questions]
+    opinions = [question.opinion if question.is_begun else NOT_REACHED for question in questions]
     if graph is None:
         return opinions
     asked: list[str] = [edge.verdict for edge in graph.edges] or [graph.verdict]

@@ -26,7 +26,11 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
     reference_design,
     without_head,
 )
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import (
+    NOT_REACHED,
+    Bench,
+    Question,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.shelf import Shelf
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
     Spread,
@@ -52,9 +56,9 @@ _FIRST = 3  # ... so many: where loading takes long, there are verdicts before a
 _MAKING = 3  # times the budget is what making models may take: TensorFlow's take as long as timing
 _AT_ONCE = 4  # groups whose models are made together
 _TOO_LATE = Opinion(
-    verdict="undecided", reason="its models took longer to make than TIME_BUDGET allows"
+    verdict="undecided",
+    reason="making its models took longer than the time allows (TIME_BUDGET; of validate, --budget)",
 )
-_NOT_REACHED = Opinion(verdict="undecided", reason="TIME_BUDGET was up before it was its turn")
 _MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
 
 
@@ -333,8 +337,8 @@ class _Measurement:
             while self._pass(runner, groups):
                 pass
         for question in chain(*groups):
-            if not question.loads and not question.missing and not question.opinion.settled:
-                question.opinion = _NOT_REACHED
+            if not question.is_begun and not question.opinion.settled:
+                question.opinion = NOT_REACHED
         done = self.done
         done.measure_s = bench.clock() - begun
         done.build_s, done.convert_s = self.shelf.build_s, self.shelf.convert_s

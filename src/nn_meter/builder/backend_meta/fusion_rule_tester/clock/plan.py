@@ -33,7 +33,12 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain
 from nn_meter.builder.profiling.measure import Model
 
-__all__ = ["Bench", "Question"]
+__all__ = ["NOT_REACHED", "Bench", "Question"]
+
+NOT_REACHED = Opinion(
+    verdict="undecided",
+    reason="the time was up before its turn came (TIME_BUDGET; of validate, --budget)",
+)
 
 _LOADS_OF_TAIL = 2
 _UNSETTLED = Opinion(verdict="undecided", reason="nothing was measured")
@@ -97,6 +102,11 @@ class Question:
         return [part for part in found if part not in self.missing]
 
     @property
+    def is_begun(self) -> bool:
+        """Whether it was loaded, or found to be impossible."""
+        return bool(self.loads or self.missing)
+
+    @property
     def impossible(self) -> str:
         """Why it cannot be asked at all; empty: it can."""
         needed = (HEAD, BLOCK) if self.design is not None else self.parts()
@@ -138,6 +148,11 @@ class Bench:
     def of(self, rule: str) -> list[Question]:
         """The questions of a rule, in the order of its edges."""
         return [question for question in self.questions.values() if question.rule == rule]
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was loaded, or found to be impossible."""
+        return any(self.references.values()) or any(q.is_begun for q in self.questions.values())
 
     def look(self, question: Question) -> None:
         """Decide a question by what there is."""
