@@ -26,6 +26,7 @@ from nn_meter.builder.backends.base import (
     ShowsGraphs,
 )
 from nn_meter.builder.backends.spec import BackendSpec
+from nn_meter.builder.profiling.behind import Behind
 from nn_meter.builder.profiling.gate import SpeedGate
 from nn_meter.builder.profiling.race import Race
 from nn_meter.builder.profiling.worker import encode_error
@@ -201,9 +202,7 @@ class BackendJobs:
             the gate's work takes at full speed (0 without a gate); ``runs`` and ``counted``: how
             many there were, and how many stand in ``visits``.
         """
-        if gated and self._gate is None:
-            self._gate = SpeedGate()
-        gate = self._gate if gated else None
+        gate = self._speed_gate() if gated else None
         sessions = {key: self._sessions[key] for key in keys}
         race = Race(sessions, runs=runs, seed=seed, gate=gate)
         race.run(visits=visits, least_s=least_s, most_s=most_s)
@@ -214,6 +213,34 @@ class BackendJobs:
             "runs": race.made,
             "counted": sum(len(taken) for found in race.visits.values() for taken in found),
         }
+
+    def time_behind(
+        self, ahead: str, keys: Sequence[str], visits: int, seed: int, most_s: float, gated: bool
+    ) -> dict[str, Any]:
+        """Time loaded models in turn, each behind a run of one that is loaded, too.
+
+        Args:
+            ahead: The model that runs before each.
+            keys: The models.
+            visits: Runs that each is to have at the least.
+            seed: Of the order.
+            most_s: Seconds after which it ends, with what there is by then.
+            gated: As in ``race``.
+
+        Returns:
+            ``ahead``: ns of the runs before; ``runs``: for each model the ns of its runs;
+            ``failed``: as in ``race``.
+        """
+        sessions = {key: self._sessions[key] for key in keys}
+        gate = self._speed_gate() if gated else None
+        behind = Behind(self._sessions[ahead], sessions, seed=seed, gate=gate)
+        behind.run(visits=visits, most_s=most_s)
+        return {"ahead": behind.ahead, "runs": behind.runs, "failed": behind.failed}
+
+    def _speed_gate(self) -> SpeedGate:
+        if self._gate is None:
+            self._gate = SpeedGate()
+        return self._gate
 
     def drop(self, keys: Sequence[str]) -> None:
         """Unload some models; one that cannot be closed keeps none of the others loaded."""
