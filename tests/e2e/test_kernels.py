@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 RULES = {"onnxruntime_cpu": "onnxruntime-1.31", "openvino_cpu": "openvino-2026.4"}
@@ -144,3 +146,78 @@ def test_what_is_no_file_is_not_replaced(user, option):
     assert done.code not in (0, 1)
     assert "no ordinary file" in done.err
     assert pipe.is_fifo()
+
+
+# --- what kernels cost ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", RULES)
+def test_kernels_are_timed(user, backend):
+    if importlib.util.find_spec(NEEDS[backend]) is None:
+        pytest.skip(f"{NEEDS[backend]} is not installed")
+    model = small_model(user.folder / "small.onnx")
+    asked = ("kernels", model, "--rules", RULES[backend], "--profile", backend, "--budget", "3")
+    files = ("--json", "k.json", "--csv", "k.csv", "--html", "k.html")
+    printed = user.succeed(*asked, *files)
+    assert f"timed on {backend}: the sum of 5 kernels is " in printed
+    assert "each cut out alone: kernels " in printed
+    data = of_json((user.folder / "k.json").read_text())
+    told = data["profile"]
+    costs = told["kernels"]
+    assert (told["backend"], told["failed"]) == (backend, {})
+    assert told["passes"] >= 3
+    assert set(costs) == {kernel["name"] for kernel in data["kernels"]}
+    first, _, second, third, pool = (costs[kernel["name"]] for kernel in data["kernels"])
+    assert all(cost["low"] <= cost["value"] <= cost["high"] for cost in costs.values())
+    assert second == third  # timed once
+    assert second["value"] > 10 * abs(pool["value"])  # 4.7 million products each, or 8192 sums
+    assert first["value"] < second["value"]  # a tenth of the products
+    assert sum(cost["share"] for cost in costs.values()) == pytest.approx(1, abs=1e-4)
+    assert told["sum_ms"]["value"] == pytest.approx(sum(c["value"] for c in costs.values()), 1e-4)
+    assert 0.3 < told["ratio"] < 3  # the machine of a test is busy
+    for kernel in data["kernels"]:
+        assert kernel["attributes"]["ms"] == costs[kernel["name"]]["value"]
+    with (user.folder / "k.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["ms"]) for row in rows] == [c["value"] for c in costs.values()]
+    assert f"time on {backend}" in (user.folder / "k.html").read_text(encoding="utf-8")
+
+
+def small_model(path: Path) -> str:
+    """Four convolutions, the last two alike and behind one like them, and a pool."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    before, channels = "x", 3
+    for i in range(4):
+        drawn = rng.normal(size=(32, channels, 3, 3)).astype(np.float32)
+        weights.append(numpy_helper.from_array(drawn, f"w{i}"))
+        nodes += [
+            helper.make_node("Conv", [before, f"w{i}"], [f"c{i}"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [f"c{i}"], [f"r{i}"]),
+        ]
+        before, channels = f"r{i}", 32
+    nodes.append(helper.make_node("GlobalAveragePool", [before], ["y"]))
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 3, 16, 16]), ("y", [1, 32, 1, 1]))
+    ]
+    graph = helper.make_graph(nodes, "small", ends[:1], ends[1:], weights)
+    opsets = [helper.make_opsetid("", 13)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path.name
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--budget", "5"), "--budget: is for timing; give --profile BACKEND, too"),
+        (("--profile", "onnxruntime"), "did you mean 'onnxruntime_cpu'?"),
+        (("--profile", "debug_backend"), "debug_backend times whole files only"),
+    ],
+)
+def test_what_cannot_be_timed_is_said(user, asked, says):
+    model = small_model(user.folder / "small.onnx")
+    found = user.nn_meter("kernels", model, "--rules", "onnxruntime-1.31", *asked)
+    assert found.code != 0
+    assert says in found.err
+    assert found.out == ""

@@ -14,6 +14,20 @@ import click
 from nn_meter.builder.workspace import atomic_write, make_folder, write_json
 from nn_meter.cli import options
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
+from nn_meter.cli.kernels_costs import (
+    Profiled,
+    check_profile,
+    print_profiled,
+    profile,
+    profile_options,
+)
+from nn_meter.cli.kernels_suggest import (
+    Suggested,
+    check_suggest,
+    print_suggested,
+    suggest,
+    suggest_options,
+)
 from nn_meter.cli.temporary import temporary_workspace
 from nn_meter.errors import ConfigError
 from nn_meter.kernel_detector.detector import KernelDetector
@@ -54,13 +68,9 @@ _COLUMNS = ("name", "type", "operators", "ops", "inputs", "outputs")
     metavar="BACKEND",
     help="Hold the kernels against what this backend executes of the model.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Write all of it as one JSON object; -: on standard output, and nothing else there.",
-)
+@suggest_options
+@profile_options
+@options.json_file_option
 @click.option(
     "--html",
     "html_file",
@@ -81,6 +91,11 @@ def kernels(
     rules: str,
     shapes: Sequence[str],
     backend: str | None,
+    suggest_file: Path | None,
+    against: Sequence[Path],
+    profile_backend: str | None,
+    budget_s: float | None,
+    time_limit: float,
     json_file: Path | None,
     html_file: Path | None,
     csv_file: Path | None,
@@ -91,6 +106,8 @@ def kernels(
     are put together as RULES say that a runtime does.
     """
     log_to_stderr()
+    check_suggest(suggest_file, against, backend, model)
+    check_profile(profile_backend, budget_s)
     files = [file for file in (json_file, html_file, csv_file) if file not in (None, _STDOUT)]
     for file in files:
         assert file is not None
@@ -107,8 +124,12 @@ def kernels(
         summary=detector.summary.to_json(),
         check=None,
     )
-    if backend is not None:
+    if backend is not None and suggest_file is not None:
+        found = _suggested(found, model, given, backend, against, suggest_file)
+    elif backend is not None:
         found = _checked(found, detector, model, given, backend)
+    if profile_backend is not None:
+        found = _profiled(found, model, given, profile_backend, budget_s, time_limit)
     if html_file is not None:
         _write(html_file, _page(found))
     if csv_file is not None:
@@ -131,6 +152,8 @@ class _Found:
     summary: Mapping[str, Any]
     check: Check | None
     backend: str = ""
+    suggested: Suggested | None = None
+    profiled: Profiled | None = None
 
     def to_json(self) -> dict[str, Any]:
         data: dict[str, Any] = {
@@ -141,6 +164,10 @@ class _Found:
         }
         if self.check is not None:
             data["check"] = {"backend": self.backend, **self.check.to_json()}
+        if self.suggested is not None:
+            data["suggest"] = self.suggested.to_json()
+        if self.profiled is not None:
+            data["profile"] = self.profiled.to_json()
         return data
 
 
@@ -179,6 +206,56 @@ def _checked(
     return replace(found, check=checked, backend=name)
 
 
+def _suggested(
+    found: _Found,
+    model: Path,
+    shapes: Mapping[str, Sequence[int]],
+    name: str,
+    against: Sequence[Path],
+    file: Path,
+) -> _Found:
+    """Learn what the rules lack; the check is that of the rules as they were."""
+    from dataclasses import replace
+
+    with temporary_workspace(name, like=None, given={}, asked={"OTHER_TESTCASES": []}) as workspace:
+        suggested = suggest(
+            model,
+            found.graph,
+            rules=found.rules,
+            against=against,
+            shapes=shapes,
+            backend=name,
+            workspace=workspace,
+            file=file,
+        )
+    return replace(found, check=suggested.before, backend=name, suggested=suggested)
+
+
+def _profiled(
+    found: _Found,
+    model: Path,
+    shapes: Mapping[str, Sequence[int]],
+    name: str,
+    budget_s: float | None,
+    time_limit_s: float,
+) -> _Found:
+    """Time the kernels."""
+    from dataclasses import replace
+
+    with temporary_workspace(name, like=None, given={}, asked={"OTHER_TESTCASES": []}) as workspace:
+        profiled = profile(
+            model,
+            found.graph,
+            found.kernels,
+            shapes=shapes,
+            backend=name,
+            workspace=workspace,
+            budget_s=budget_s,
+            time_limit_s=time_limit_s,
+        )
+    return replace(found, kernels=profiled.told(found.kernels), profiled=profiled)
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
@@ -213,6 +290,8 @@ def _page(found: _Found) -> str:
     facts: dict[str, Any] = {"ops": len(found.graph.ops), "kernels": len(found.kernels)}
     if found.check is not None:
         facts[f"held against {found.backend}"] = _verdict(found.check)
+    if found.profiled is not None:
+        facts |= found.profiled.facts()
     return kernel_page(
         found.kernels,
         model=found.graph.name,
@@ -232,7 +311,8 @@ def _print(found: _Found) -> None:
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD)
-    for title in ("kernel", "type", "ops", "inputs", "outputs"):
+    times = ("ms (95 %)", "share") if found.profiled is not None else ()
+    for title in ("kernel", "type", *times, "ops", "inputs", "outputs"):
         table.add_column(title, overflow="fold")
     for kernel in found.kernels:
         ops = list(kernel.ops[:_MOST_OPS])
@@ -240,7 +320,9 @@ def _print(found: _Found) -> None:
             ops.append(f"and {more} more")
         shapes = [kernel.attributes.get(f"{side}_shapes") or [] for side in ("input", "output")]
         cells = [
-            *(kernel.name, kernel.type, ", ".join(ops)),
+            *(kernel.name, kernel.type),
+            *(found.profiled.cells(kernel) if found.profiled is not None else ()),
+            ", ".join(ops),
             *(" ".join(_shape(shape) for shape in each) for each in shapes),
         ]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
@@ -255,6 +337,10 @@ def _print(found: _Found) -> None:
         click.echo(f"not recognized, so each a kernel of its own: {kinds}")
     if found.check is not None:
         _print_check(found.check, found.backend)
+    if found.suggested is not None:
+        print_suggested(found.suggested)
+    if found.profiled is not None:
+        print_profiled(found.profiled)
 
 
 def _shape(shape: Sequence[int] | None) -> str:

@@ -24,6 +24,7 @@ from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, one_line, say
 from nn_meter.errors import BackendError, OperatorError, ResultFileError, WorkerError
 from nn_meter.fusion_rules.markdown import QUESTIONS, render
+from nn_meter.fusion_rules.ordinary import ordinary_pairs
 from nn_meter.fusion_rules.read import RULE_FILE, read_folder
 from nn_meter.fusion_rules.write import file_name, portable, write_rules
 
@@ -209,8 +210,9 @@ class _Asking:
 
 def _all_testcases() -> dict[str, Any]:
     chains = (question.chain for question in QUESTIONS)
+    asked = [*RuletestConfig().BASIC_TESTCASES, *chains, *ordinary_pairs()]
     return {
-        "BASIC_TESTCASES": list(dict.fromkeys([*RuletestConfig().BASIC_TESTCASES, *chains])),
+        "BASIC_TESTCASES": list(dict.fromkeys(asked)),
         "OTHER_TESTCASES": _builtin("testcase"),
     }
 

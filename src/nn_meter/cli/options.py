@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +12,7 @@ __all__ = [
     "backend_option",
     "debug_option",
     "evidence_option",
+    "json_file_option",
     "json_option",
     "like_option",
     "measuring_options",
@@ -67,6 +69,13 @@ evidence_option = click.option(
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on standard output."
+)
+json_file_option = click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Write all of it as one JSON object; -: on standard output, and nothing else there.",
 )
 debug_option = click.option(  # main looks for it
     "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."

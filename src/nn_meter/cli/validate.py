@@ -75,13 +75,7 @@ _STDOUT = Path("-")
 )
 @options.like_option
 @options.time_limit_option
-@click.option(
-    "--json",
-    "json_file",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Write all of it as one JSON object; -: on standard output, and nothing else there.",
-)
+@options.json_file_option
 @options.debug_option
 def validate(
     backend: str,

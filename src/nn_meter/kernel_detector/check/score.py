@@ -81,6 +81,7 @@ class Check:
         """As plain values."""
         return {
             "edges": self.edges,
+            "fused": self.tp + self.fn,
             "precision": self.precision,
             "recall": self.recall,
             "f1": self.f1,

@@ -15,14 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
-from onnx import helper
-
 from nn_meter.builder.backends.base import BaseBackend
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
 from nn_meter.kernel_detector.check.prepare import prepare
-from nn_meter.kernel_detector.costs.cutting import Cut, Cutter, Excerpt
+from nn_meter.kernel_detector.costs.cutting import Cut, Cutter, Excerpt, call_model
 from nn_meter.kernel_detector.costs.estimate import Cost, cost_of, costs_of, warm_ns
 from nn_meter.kernel_detector.costs.timing import Timed, time_excerpts
 from nn_meter.kernel_detector.graph import Graph
@@ -134,7 +131,7 @@ def time_kernels(
         cutter = Cutter(copy, graph, kernels)
         cuts, failed = _cuts(cutter, kernels)
         ops = _ops(cutter, graph)
-        whole, call = cutter.whole(), _call()
+        whole, call = cutter.whole(), call_model()
         cold = [e for cut in cuts for e in (cut.behind, cut.feeding) if e is not None]
         warm = [e for cut in cuts for e in (cut.alone, cut.both)]
         warm += [excerpt for excerpt in ops.values() if excerpt is not None]
@@ -180,21 +177,6 @@ def _ops(cutter: Cutter, graph: Graph) -> dict[str, Excerpt | None]:
 
 def _once(excerpts: Sequence[Excerpt]) -> list[Excerpt]:
     return list({excerpt.key: excerpt for excerpt in excerpts}.values())
-
-
-def _call() -> Excerpt:
-    """A model that costs no more than its call."""
-
-    def make() -> Any:
-        ends = [helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, [1, 1]) for t in "xy"]
-        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "call", *_each(ends))
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-
-    return Excerpt(key="call", make=make, shapes=[[1]], weights=0)
-
-
-def _each(values: Sequence[Any]) -> list[list[Any]]:
-    return [[value] for value in values]
 
 
 def _costs(

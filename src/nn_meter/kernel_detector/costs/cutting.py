@@ -25,7 +25,7 @@ from nn_meter.kernel_detector.check.prepare import Copy
 from nn_meter.kernel_detector.graph import Graph
 from nn_meter.kernel_detector.kernels import Kernel
 
-__all__ = ["Cut", "Cutter", "Excerpt"]
+__all__ = ["Cut", "Cutter", "Excerpt", "call_model"]
 
 _MOST_INSIDE = 100_000_000  # bytes of weights that a file holds; more lie beside it
 _SMALL = 64  # elements of a constant that a model is told by; of weights only the shape counts
@@ -329,6 +329,20 @@ class Cutter:
     def _is_drawn(self, tensor: Any) -> bool:
         """Whether it is a float with more than one element: it may hold random weights."""
         return tensor.data_type in _FLOATS and math.prod(tensor.dims) > 1
+
+
+def call_model() -> Excerpt:
+    """A model that costs no more than its call."""
+
+    def make() -> Any:
+        given, found = (
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1]) for name in "xy"
+        )
+        node = helper.make_node("Relu", ["x"], ["y"])
+        graph = helper.make_graph([node], "call", [given], [found])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+    return Excerpt(key="call", make=make, shapes=[[1]], weights=0)
 
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)

@@ -145,10 +145,10 @@ class _Timing:
             while waiting and len(some) < _AT_ONCE and size + waiting[-1].weights < _MOST_BYTES:
                 size += waiting[-1].weights
                 some.append(waiting.pop())
-            self._progress(f"time, pass {number + 1}", done, total, "")
+            self._progress("time", done, total, f"pass-{number + 1}")
             yield some
             done += len(some)
-        self._progress(f"time, pass {number + 1}", done, total, "")
+        self._progress("time", done, total, f"pass-{number + 1}")
 
     def _group(self, whole: Excerpt, some: Sequence[Excerpt], cold_keys: Collection[str]) -> None:
         """Load and time some."""

@@ -57,7 +57,7 @@ _MAKING = 3  # times the budget is what making models may take: TensorFlow's tak
 _AT_ONCE = 4  # groups whose models are made together
 _TOO_LATE = Opinion(
     verdict="undecided",
-    reason="making its models took longer than the time allows (TIME_BUDGET; of validate, --budget)",
+    reason="making its models took too long for the time (TIME_BUDGET; of validate, --budget)",
 )
 _MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
 
