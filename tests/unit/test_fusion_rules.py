@@ -16,7 +16,13 @@ from nn_meter.errors import ResultFileError
 from nn_meter.fusion_rules import read
 from nn_meter.fusion_rules.compare import compare
 from nn_meter.fusion_rules.markdown import QUESTIONS, render
-from nn_meter.fusion_rules.read import read_folder, read_rules, read_shipped, shipped_names
+from nn_meter.fusion_rules.read import (
+    parse_rules,
+    read_folder,
+    read_rules,
+    read_shipped,
+    shipped_names,
+)
 from nn_meter.fusion_rules.rules import RuleSet
 from nn_meter.fusion_rules.write import file_name, portable, write_rules
 
@@ -91,6 +97,10 @@ def test_rules_with_situations(load):
     assert found.described() == "acme 1.2.3 on CPU, 1 thread, float32, onnx models"
 
 
+def sized(**where: Any) -> dict[str, Any]:
+    return {"R": {"obey": True, "sizes": [{"obey": False, "where": where}]}}
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -110,6 +120,18 @@ def test_rules_with_situations(load):
         ({"R": {"obey": True, "kernels": ["\x1b[2J"]}}, "plain text"),
         ({"\x1b[2J": {"obey": True}}, "plain text"),
         ({"R": {"obey": True, "edges": [{"ops": ["a"], "verdict": "fused"}]}}, "two ops"),
+        ({"BF_a_b": {"obey": "yes"}}, "'BF_a_b': \"obey\" of operators in a row must be true"),
+        ({"BF_a_b": {"obey": True, "when": {"context": {"obey": "no"}}}}, "when 'context'"),
+        ({"MON": {"obey": "yes"}}, "'MON': \"obey\" must be one of the cases case1, case2"),
+        ({"MIN": {"obey": "first"}}, "one of the cases case1, case2, case3, or null"),
+        ({"R": {"obey": True, "sizes": {}}}, '"sizes" must be a list'),
+        ({"R": {"obey": True, "sizes": [3]}}, 'number 1 of "sizes"'),
+        ({"R": {"obey": True, "sizes": [{"obey": False}]}}, '"where" must be an object'),
+        ({"R": {"obey": True, "sizes": [{"obey": False, "where": {}}]}}, "names no size"),
+        (sized(channels={"up_to": 8}), "should have least, most, multiple_of, no_multiple_of"),
+        (sized(channels={}), "should have least"),
+        (sized(channels={"most": 0}), "holds what is no size"),
+        (sized(channels={"most": True}), "holds what is no size"),
         ({"R": {"obey": True, "environment": "here"}}, '"environment" must be an object'),
         ({"R": {"obey": True, "environment": {"options": 1}}}, '"options"'),
         ({"R": {"obey": True, "environment": {"x": [[[[[[[[[]]]]]]]]]}}}, "nested too deep"),
@@ -122,6 +144,36 @@ def test_a_bad_file_is_refused_by_name(load, data, words):
         load(data)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_cases_that_there_are(load):
+    found = load({"MON": {"obey": "case3"}, "MIN": {"obey": None}, "My": {"obey": "yes"}})
+    assert [rule.alone.obey for rule in found.rules.values()] == ["case3", None, "yes"]
+
+
+def test_what_holds_in_other_sizes_is_read(load):
+    where = {"channels": {"no_multiple_of": 16, "most": 40}, "kernel_size": {"least": 5}}
+    other = {"obey": False, "where": where, "when": {"context": {"obey": True}}}
+    (rule,) = load({"BF_a_b": {"obey": True, "sizes": [other]}}).rules.values()
+    (sized,) = rule.sizes
+    assert (rule.alone.verdict, sized.findings["alone"].verdict) == ("fused", "separate")
+    assert sized.findings["context"].verdict == "fused"
+    assert {size: bound.to_json() for size, bound in sized.where.items()} == where
+    assert str(sized.where["channels"]) == "at most 40, no multiple of 16"
+    assert sized.holds({"channels": [16, 24], "kernel_size": [5]})  # one of them is such
+    assert not sized.holds({"channels": [16, 48], "kernel_size": [5]})
+    assert not sized.holds({"channels": [24], "kernel_size": [3]})
+    assert not sized.holds({"channels": [24]})  # not known: not such
+
+
+def test_rules_that_are_loaded_already():
+    found = parse_rules({"BF_a_b": {"obey": True}}, "mine")
+    assert (found.name, found.fuses("a", "b")) == ("mine", True)
+    with pytest.raises(ResultFileError, match=r"^mine: 'BF_a_b': "):
+        parse_rules({"BF_a_b": {"obey": 3}}, "mine")
+    for bad in ({"BF_a_b": {"obey": {1}}}, {"BF_a_b": {"obey": None, "x": float("nan")}}):
+        with pytest.raises(ResultFileError, match="not of JSON"):
+            parse_rules(bad, "mine")
 
 
 def test_a_huge_file_is_refused_unread(tmp_path):
@@ -294,6 +346,22 @@ def test_situations_are_compared_one_by_one(load):
     assert [(d.rule, d.situation) for d in found.differences] == [("R", "context")]
     assert (found.only_a, found.only_b) == ({"R": ("alone/own",)}, {"R": ("context/own",)})
     assert found.equal == 1
+
+
+def test_other_sizes_are_questions_of_their_own(load):
+    where = {"channels": {"most": 15}, "kernel_size": {"least": 5}}
+    sized = {"obey": False, "where": where, "when": {"context": {"obey": True}}}
+    usual = {"obey": True}
+    found = compare(
+        load({"BF_a_b": {**usual, "sizes": [sized]}, "BF_c_d": {**usual, "sizes": [sized]}}),
+        load({"BF_a_b": usual, "BF_c_d": {**usual, "sizes": [{**sized, "obey": True}]}}),
+    )
+    words = ", where channels is at most 15 and kernel_size is at least 5"
+    assert found.only_a == {"BF_a_b": (f"alone{words}", f"context{words}")}
+    (difference,) = found.differences
+    assert (difference.rule, difference.situation) == ("BF_c_d", f"alone{words}")
+    assert (difference.a.verdict, difference.b.verdict) == ("separate", "fused")
+    assert found.equal == 3
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,94 @@ def test_of_two_chains_the_longer_one_speaks_and_the_other_is_recorded() -> None
     ]
 
 
+def concatenated(channels: int, readers: int) -> Graph:
+    b = Builder()
+    x = b.input()
+    joined = b.op(
+        "Concat",
+        *(b.conv(x), b.conv(x, channels=channels)),
+        shape=(1, 16 + channels, 8, 8),
+        axis=1,
+    )
+    outputs = [b.relu(b.bn(joined)), *(b.op("Tanh", joined) for _ in range(readers - 1))]
+    return b.graph(*outputs)
+
+
+def chain_of(concat: str, relu: str) -> dict[str, Any]:
+    edges = [
+        {"ops": ["concat", "bn"], "verdict": concat},
+        {"ops": ["bn", "relu"], "verdict": relu},
+    ]
+    return {"obey": False, "edges": edges}
+
+
+def test_a_chain_speaks_behind_a_tensor_that_others_read_but_not_of_that() -> None:
+    given = rules(bn_relu=True, concat_bn=False, concat_tanh=False)
+    given |= {"BF_concat_bn_relu": chain_of("fused", "separate")}
+    assert types(concatenated(8, readers=1), given)[-2:] == ["concat-bn", "relu"]
+    assert types(concatenated(8, readers=2), given)[2:] == ["concat", "bn", "relu", "tanh"]
+
+
+def test_a_chain_is_asked_where_its_first_operand_comes_from() -> None:
+    told = {**chain_of("separate", "separate"), "when": {}}
+    for situation, relu in (("context", "separate"), ("context/conv", "fused")):
+        told["when"][situation] = chain_of("separate", relu)
+    given = rules(bn_relu=False) | {"BF_concat_bn_relu": told}
+    assert types(concatenated(8, readers=1), given)[-1] == "bn-relu"
+    told["when"]["context/conv"] = {"obey": None}  # it cannot be told where it fits best
+    assert types(concatenated(8, readers=1), given)[-2:] == ["bn", "relu"]
+    given = {**given, **rules(bn_relu=True)}
+    assert types(concatenated(8, readers=1), given)[-1] == "bn-relu"
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def in_sizes(usual: bool, **where: Any) -> dict[str, Any]:
+    return {"obey": usual, "sizes": [{"obey": not usual, "where": where}]}
+
+
+@pytest.mark.parametrize(
+    ("channels", "where", "fused"),
+    [
+        (16, {"channels": {"no_multiple_of": 16}}, True),
+        (24, {"channels": {"no_multiple_of": 16}}, False),
+        (24, {"channels": {"no_multiple_of": 16}, "kernel_size": {"most": 1}}, True),
+        (24, {"channels": {"most": 23}}, True),
+        (24, {"out_channels": {"multiple_of": 16}}, False),
+        (24, {"strides": {"least": 2}}, True),
+        (24, {"groups": {"least": 1}}, True),  # a size that is not known
+    ],
+)
+def test_a_rule_says_otherwise_in_other_sizes(channels: int, where: Any, fused: bool) -> None:
+    b = Builder()
+    graph = b.graph(b.relu(b.conv(b.input((1, channels, 8, 8)), channels=32)))
+    expected = ["conv-relu"] if fused else ["conv", "relu"]
+    assert types(graph, rules(conv_relu=in_sizes(True, **where))) == expected
+
+
+def test_sizes_are_those_of_the_op_that_is_asked() -> None:
+    """Behind an activation that is the activation, and not the convolution before it."""
+
+    def graph(channels: int) -> Graph:
+        b = Builder()
+        x, y = b.input(), b.input((1, channels, 8, 8))
+        return b.graph(b.op("Add", b.relu(b.conv(x, channels=channels)), y))
+
+    given = rules(conv_relu=True, conv_add=True)
+    given |= rules(relu_add=in_sizes(True, channels={"no_multiple_of": 16}))
+    assert types(graph(32), given) == ["conv-relu-add"]
+    assert types(graph(24), given) == ["conv-relu", "add"]
+
+
+def test_sizes_of_a_chain_are_those_of_all_that_its_first_op_reads() -> None:
+    sized = {**chain_of("separate", "separate"), "where": {"channels": {"no_multiple_of": 16}}}
+    given = rules(bn_relu=True)
+    given |= {"BF_concat_bn_relu": {**chain_of("separate", "fused"), "sizes": [sized]}}
+    assert types(concatenated(8, readers=1), given)[-2:] == ["bn", "relu"]
+    assert types(concatenated(32, readers=1), given)[-1] == "bn-relu"
+
+
 def test_a_chain_that_cannot_be_told_leaves_it_to_the_pairs() -> None:
     b = Builder()
     graph = b.graph(b.relu(b.bn(b.conv(b.input()))))
@@ -492,6 +580,12 @@ def test_rules_that_ship() -> None:
     graph = b.graph(b.op("MaxPool", b.relu(b.conv(b.input()))))
     assert types(graph, "onnxruntime-1.31") == ["conv-relu", "maxpool"]
     assert types(graph, read_shipped("onnxruntime-1.31")) == ["conv-relu", "maxpool"]
+
+
+def test_a_pair_of_the_original_may_be_a_number() -> None:
+    b = Builder()
+    graph = b.graph(b.op("Tanh", b.relu(b.conv(b.input()))))
+    assert types(graph, rules(conv_relu=1, relu_tanh=0)) == ["conv-relu", "tanh"]
 
 
 @pytest.mark.parametrize("given", [{"BF_a_b": 3}, {"BF_a_b": {"obey": {1}}}, "no/such/rules"])

@@ -106,7 +106,7 @@ def compare(a: RuleSet, b: RuleSet) -> Comparison:
     differences: list[Difference] = []
     equal = both_open = 0
     for rule, situation in _shared(a, b):
-        of_a, of_b = a.rules[rule].findings[situation], b.rules[rule].findings[situation]
+        of_a, of_b = a.rules[rule].questions[situation], b.rules[rule].questions[situation]
         if of_a.is_open and of_b.is_open:
             both_open += 1
         elif kind := _differ(of_a, of_b):
@@ -131,21 +131,20 @@ def _shared(a: RuleSet, b: RuleSet) -> Iterator[tuple[str, str]]:
     for name, rule in a.rules.items():
         other = b.rules.get(name)
         if other is not None:
-            yield from (
-                (name, situation) for situation in rule.findings if situation in other.findings
-            )
+            theirs = other.questions
+            yield from ((name, situation) for situation in rule.questions if situation in theirs)
 
 
 def _only(this: RuleSet, other: RuleSet) -> dict[str, tuple[str, ...]]:
     found = {
-        name: tuple(s for s in rule.findings if s not in _findings(other.rules.get(name)))
+        name: tuple(s for s in rule.questions if s not in _findings(other.rules.get(name)))
         for name, rule in this.rules.items()
     }
     return {name: situations for name, situations in found.items() if situations}
 
 
 def _findings(rule: Rule | None) -> Mapping[str, Finding]:
-    return rule.findings if rule is not None else {}
+    return rule.questions if rule is not None else {}
 
 
 def _differ(a: Finding, b: Finding) -> Kind | None:

@@ -12,14 +12,40 @@ from typing import Any
 from nn_meter.builder.config import suggestion
 from nn_meter.builder.workspace import read_json
 from nn_meter.errors import ResultFileError
-from nn_meter.fusion_rules.rules import ALONE, Edge, Environment, Finding, Obey, Rule, RuleSet
+from nn_meter.fusion_rules.rules import (
+    ALONE,
+    Bound,
+    Edge,
+    Environment,
+    Finding,
+    Obey,
+    Rule,
+    RuleSet,
+    Sized,
+)
 
-__all__ = ["RULE_FILE", "read_folder", "read_rules", "read_shipped", "shipped_names"]
+__all__ = [
+    "FIRST_READER",
+    "RULE_FILE",
+    "parse_rules",
+    "read_data",
+    "read_folder",
+    "read_rules",
+    "read_shipped",
+    "shipped_names",
+]
 
 RULE_FILE = "detected_fusion_rule.json"
 _MOST_BYTES = 2**26
 _DEEPEST = 8
 _WORDS: dict[bool, str] = {True: "fused", False: "separate"}
+
+FIRST_READER = "first"
+"""What MON says, as a number above 0, in a file of the original: the first reader that fits."""
+
+_CASES = ("case1", "case2", "case3")
+_NAMED_CASES = {"MON": (*_CASES, FIRST_READER), "MIN": _CASES, "MINRELU": _CASES}
+"""Test cases whose cases are known. Those of other classes may have any name."""
 
 
 def read_rules(source: str | Path) -> RuleSet:
@@ -33,17 +59,31 @@ def read_rules(source: str | Path) -> RuleSet:
     Raises:
         ResultFileError: There is no such thing, or it holds no rules; says what to do.
     """
+    data, where = read_data(source)
+    return parse_rules(data, str(source), where=where)
+
+
+def read_data(source: str | Path) -> tuple[dict[str, Any], str]:
+    """What a rule file holds, as it stands there, and where that is.
+
+    Args:
+        source: As ``read_rules`` takes it.
+
+    Raises:
+        ResultFileError: There is no such thing, or it is no JSON object.
+    """
     name = str(source)
     path = Path(source)
     try:
         if name and path.is_dir():
-            return _read_file(_file_in(path), name)
+            return _load(_file_in(path))
         if name and path.exists():
-            return _read_file(path, name)
+            return _load(path)
     except OSError as exc:
         raise ResultFileError(f"{name!r:.200}: cannot be read: {exc.strerror or exc}") from exc
     if name in shipped_names():
-        return read_shipped(name)
+        with as_file(files(__package__) / "data" / f"{name}.json") as path:
+            return _load(path)
     hint = suggestion(name, shipped_names())
     raise ResultFileError(
         f"{name!r:.200}: there is no such rule file or workspace, and no rule file of that name "
@@ -102,19 +142,41 @@ def _file_in(folder: Path) -> Path:
 
 
 def _read_file(path: Path, name: str) -> RuleSet:
+    data, where = _load(path)
+    return parse_rules(data, name, where=where)
+
+
+def _load(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise ResultFileError(f"{path}: is no file")
     if path.stat().st_size > _MOST_BYTES:
         raise ResultFileError(f"{path}: is larger than {_MOST_BYTES} bytes, so no rule file")
-    data = read_json(path, "fusion rules")
+    return read_json(path, "fusion rules"), str(path)
+
+
+def parse_rules(data: Mapping[str, Any], name: str, *, where: str = "") -> RuleSet:
+    """Rules of what a rule file holds.
+
+    Args:
+        data: Name of a rule -> the rule.
+        name: What the rules are called.
+        where: Where they stand, for messages; empty: what they are called.
+
+    Raises:
+        ResultFileError: Something in it is no rule; names it.
+    """
+    place = where or name
     try:
-        json.dumps(data, ensure_ascii=False).encode()
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        text.encode()
     except (UnicodeEncodeError, RecursionError) as exc:
-        raise ResultFileError(f"{path}: holds what is no text, or is nested too deep") from exc
+        raise ResultFileError(f"{place}: holds what is no text, or is nested too deep") from exc
+    except (TypeError, ValueError) as exc:
+        raise ResultFileError(f"{place}: holds what is not of JSON: {exc}") from exc
     rules = {}
-    for rule, entry in data.items():
-        where = f"{path}: {rule!r:.80}"
-        rules[_text(rule, where, "its name")] = _read_rule(rule, entry, where)
+    for rule, entry in json.loads(text).items():
+        at = f"{place}: {rule!r:.80}"
+        rules[_text(rule, at, "its name")] = _read_rule(rule, entry, at)
     environments: list[Environment] = []
     for found in rules.values():
         if found.environment is not None and found.environment not in environments:
@@ -124,12 +186,25 @@ def _read_file(path: Path, name: str) -> RuleSet:
 
 def _read_rule(name: str, entry: Any, where: str) -> Rule:
     data = _object(entry, where, "a rule")
-    alone = _read_finding(data, where)
+    findings = _read_findings(name, data, where)
+    environment = data.get("environment")
+    if environment is not None:
+        environment = _read_environment(environment, where)
+    sizes = tuple(
+        _read_sized(name, inner, f'{where}: number {number} of "sizes"')
+        for number, inner in enumerate(_list(data.get("sizes", []), where, '"sizes"'), start=1)
+    )
+    return Rule(name=name, findings=findings, environment=environment, sizes=sizes)
+
+
+def _read_findings(name: str, data: Mapping[str, Any], where: str) -> dict[str, Finding]:
+    """What holds in each situation, ``alone`` first."""
+    alone = _read_finding(name, data, where)
     findings = {ALONE: alone}
     for situation, inner in _object(data.get("when", {}), where, '"when"').items():
         there = f"{where}: when {situation!r:.80}"
         _text(situation, there, "the situation")
-        found = _read_finding(_object(inner, there, "a situation"), there, alone.evidence)
+        found = _read_finding(name, _object(inner, there, "a situation"), there, alone.evidence)
         if situation != ALONE:
             findings[situation] = found
         elif found.verdict != alone.verdict:
@@ -137,14 +212,33 @@ def _read_rule(name: str, entry: Any, where: str) -> Rule:
                 f"{there}: is {found.verdict}, but the rule itself says {alone.verdict}; the two "
                 "must be alike"
             )
-    environment = data.get("environment")
-    if environment is not None:
-        environment = _read_environment(environment, where)
-    return Rule(name=name, findings=findings, environment=environment)
+    return findings
 
 
-def _read_finding(data: Mapping[str, Any], where: str, evidence: str = "") -> Finding:
+def _read_sized(name: str, entry: Any, where: str) -> Sized:
+    data = _object(entry, where, "it")
+    bounds = _object(data.get("where"), where, '"where"')
+    if not bounds:
+        raise ResultFileError(f'{where}: "where" names no size')
+    found = {}
+    for size, given in bounds.items():
+        there = f"{where}: {size!r:.80}"
+        _text(size, there, "the name of a size")
+        limits = _object(given, there, "a size")
+        if not limits or not limits.keys() <= set(Bound.KINDS):
+            raise ResultFileError(
+                f"{there}: should have {', '.join(Bound.KINDS)}, but found {_shown(given)}"
+            )
+        if not all(type(limit) is int and limit > 0 for limit in limits.values()):
+            raise ResultFileError(f"{there}: holds what is no size: {_shown(given)}")
+        found[size] = Bound(**limits)
+    return Sized(where=found, findings=_read_findings(name, data, where))
+
+
+def _read_finding(name: str, data: Mapping[str, Any], where: str, evidence: str = "") -> Finding:
     obey, verdict = _read_obey(data, where)
+    if isinstance(obey, str):
+        _check_case(name, obey, where)
     kernels = data.get("kernels")
     edges = [
         _object(edge, where, 'each of "edges"') for edge in _list(data.get("edges", []), where)
@@ -190,6 +284,21 @@ def _read_obey(data: Mapping[str, Any], where: str) -> tuple[Obey, str]:
             "the two must say the same"
         )
     return obey, verdict
+
+
+def _check_case(rule: str, case: str, where: str) -> None:
+    """Refuse a case that the rule's test case does not have: it would say nothing."""
+    if rule.startswith("BF_"):
+        raise ResultFileError(
+            f'{where}: "obey" of operators in a row must be true, false or null, but found '
+            f"{_shown(case)}"
+        )
+    cases = _NAMED_CASES.get(rule, (case,))
+    if case not in cases:
+        raise ResultFileError(
+            f'{where}: "obey" must be one of the cases {", ".join(cases)}, or null, but found '
+            f"{_shown(case)}"
+        )
 
 
 def _read_environment(data: Any, where: str) -> Environment:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-__all__ = ["ALONE", "Edge", "Environment", "Finding", "Obey", "Rule", "RuleSet"]
+__all__ = [
+    "ALONE",
+    "Bound",
+    "Edge",
+    "Environment",
+    "Finding",
+    "Obey",
+    "Rule",
+    "RuleSet",
+    "Sized",
+]
 
 Obey = bool | str | None
 Environment = Mapping[str, Any]
@@ -107,6 +117,71 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Which sizes something holds of; all that is given must be so.
+
+    Attributes:
+        least: The smallest.
+        most: The largest.
+        multiple_of: They can be divided by it.
+        no_multiple_of: They cannot.
+    """
+
+    least: int | None = None
+    most: int | None = None
+    multiple_of: int | None = None
+    no_multiple_of: int | None = None
+
+    KINDS: ClassVar[tuple[str, ...]] = ("least", "most", "multiple_of", "no_multiple_of")
+
+    def holds(self, size: int) -> bool:
+        """Whether a size is one of them."""
+        return (
+            (self.least is None or size >= self.least)
+            and (self.most is None or size <= self.most)
+            and (self.multiple_of is None or size % self.multiple_of == 0)
+            and (self.no_multiple_of is None or size % self.no_multiple_of != 0)
+        )
+
+    def __str__(self) -> str:
+        """In words."""
+        words = {
+            "least": "at least {}",
+            "most": "at most {}",
+            "multiple_of": "a multiple of {}",
+            "no_multiple_of": "no multiple of {}",
+        }
+        return ", ".join(words[kind].format(size) for kind, size in self.to_json().items())
+
+    def to_json(self) -> dict[str, int]:
+        """As plain values, what is not given left out."""
+        found = {kind: getattr(self, kind) for kind in self.KINDS}
+        return {kind: size for kind, size in found.items() if size is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """What holds of a test case in other sizes than those that its rule was found in.
+
+    Attributes:
+        where: Name of a size -> which it is about. ``channels``: of each tensor that the first
+            operator reads; ``spatial``: their height and width; ``out_channels``,
+            ``kernel_size``, ``strides``: of the first operator.
+        findings: Situation -> what holds there; ``alone`` always, and first.
+    """
+
+    where: Mapping[str, Bound]
+    findings: Mapping[str, Finding]
+
+    def holds(self, sizes: Mapping[str, Sequence[int]]) -> bool:
+        """Whether it is about a place: of each size named, one there is such."""
+        return all(
+            any(bound.holds(size) for size in sizes.get(name, ()))
+            for name, bound in self.where.items()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """What holds of one test case.
 
@@ -114,16 +189,28 @@ class Rule:
         name: E.g. ``BF_conv_relu``.
         findings: Situation -> what holds there; ``alone`` always, and first.
         environment: Where it was found; None: not known.
+        sizes: What holds in other sizes; the first that is about a place counts there.
     """
 
     name: str
     findings: Mapping[str, Finding]
     environment: Environment | None = None
+    sizes: tuple[Sized, ...] = ()
 
     @property
     def alone(self) -> Finding:
         """The answer to the guide's question."""
         return self.findings[ALONE]
+
+    @property
+    def questions(self) -> dict[str, Finding]:
+        """All that was found: by situation, and in other sizes by situation and sizes."""
+        found = dict(self.findings)
+        for sized in self.sizes:
+            where = " and ".join(f"{size} is {bound}" for size, bound in sized.where.items())
+            for situation, finding in sized.findings.items():
+                found[f"{situation}, where {where}"] = finding
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

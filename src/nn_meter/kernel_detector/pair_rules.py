@@ -24,11 +24,15 @@ class Answer:
             there is no such rule.
         rule: Its name; of a missing one the name that was looked for.
         situation: Where its finding was made.
+        asked: The operators that were looked for.
+        speaks: Place of the node whose sizes count.
     """
 
     verdict: str
     rule: str
     situation: str = ""
+    asked: tuple[str, ...] = ()
+    speaks: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,14 @@ class Place:
     Attributes:
         alone: Nothing is before it and nothing behind.
         operand: Where a second operand comes from: ``/conv``, ``/own``, or empty.
+        speaks: Place of the node whose sizes count.
+        sizes: Its sizes, by the names that rules have for them (``Sized``); None: no rule asks.
     """
 
     alone: bool
     operand: str = ""
+    speaks: int | None = None
+    sizes: Mapping[str, Sequence[int]] | None = None
 
     @property
     def situations(self) -> tuple[str, ...]:
@@ -71,6 +79,7 @@ class Rulebook:
         }
         self._spread = _spread(rules)
         self._joined = _joined(rules)
+        self.by_size = any(rule.sizes for rule in rules.rules.values())
 
     def pair(self, a: str, b: str, place: Place) -> Answer:
         """What is said of ``b`` behind ``a``.
@@ -80,14 +89,16 @@ class Rulebook:
         that does not fit, and a constant fits any.
         """
         name = f"BF_{a}_{b}"
-        if name in self._rules:
-            return self._answer(self._rules[name], place)
+        rule = self._rules.get(name)
+        if rule is not None:
+            return self._answer(rule, place, (a, b))
         for first in (a, *self._stands_for.get(a, ())):
             for second in (b, *self._stands_for.get(b, ())):
                 rule = self._rules.get(f"BF_{first}_{second}")
                 if rule is not None:
-                    return self._answer(rule, Place(alone=True))
-        return Answer(verdict="missing", rule=name)
+                    alone = Place(alone=True, speaks=place.speaks, sizes=place.sizes)
+                    return self._answer(rule, alone, (a, b))
+        return Answer(verdict="missing", rule=name, asked=(a, b), speaks=place.speaks)
 
     def fold(self, a: str, b: str, place: Place) -> Answer:
         """What is said of ``b`` right behind a heavy op, whose weights could take it in."""
@@ -95,11 +106,12 @@ class Rulebook:
         stand_in = self._folds_as.get(b)
         if stand_in is None or f"BF_{a}_{b}" in self._rules:
             return answer
-        return self.pair(a, stand_in, place)
+        folded = self.pair(a, stand_in, place)
+        return answer if folded.verdict == "missing" != answer.verdict else folded
 
     def edge(self, chain: Chain, position: int, place: Place) -> Answer | None:
         """What a chain says of two neighbours in it; None: nothing."""
-        situation, found = _finding(chain.rule, place)
+        situation, found = _finding(chain.rule, place, or_less_fitting=False)
         if found is None:
             return None
         if len(found.edges) == len(chain.nodes) - 1:
@@ -110,7 +122,13 @@ class Rulebook:
             return None
         if verdict not in ("fused", "separate", "free"):
             return None
-        return Answer(verdict=verdict, rule=chain.rule.name, situation=situation)
+        return Answer(
+            verdict=verdict,
+            rule=chain.rule.name,
+            situation=situation,
+            asked=tuple(chain.rule.name.split("_")[1:]),
+            speaks=place.speaks,
+        )
 
     def case(self, name: str) -> str | bool | None:
         """How a test case of cases came out; None: it cannot be told, or there is none."""
@@ -137,19 +155,36 @@ class Rulebook:
         """Operators seen to execute as several kernels, whatever they stand next to."""
         return frozenset(op for op in self._spread if self.is_spread(op) and op not in self._joined)
 
-    def _answer(self, rule: Rule, place: Place) -> Answer:
+    def _answer(self, rule: Rule, place: Place, asked: tuple[str, ...]) -> Answer:
         situation, found = _finding(rule, place)
-        if found is None:
-            return Answer(verdict="undecided", rule=rule.name)
-        return Answer(verdict=found.verdict, rule=rule.name, situation=situation)
+        return Answer(
+            verdict="undecided" if found is None else found.verdict,
+            rule=rule.name,
+            situation=situation,
+            asked=asked,
+            speaks=place.speaks,
+        )
 
 
-def _finding(rule: Rule, place: Place) -> tuple[str, Finding | None]:
-    """The decided finding that fits best."""
+def _finding(
+    rule: Rule, place: Place, *, or_less_fitting: bool = True
+) -> tuple[str, Finding | None]:
+    """The finding that fits best, in sizes of its own if there are such.
+
+    One that is open gives way to the next that is decided, unless only the best will do.
+    """
+    findings = rule.findings
+    if rule.sizes and place.sizes is not None:
+        sized = (sized.findings for sized in rule.sizes if sized.holds(place.sizes))
+        findings = next(sized, findings)
     for situation in place.situations:
-        found = rule.findings.get(situation)
-        if found is not None and not found.is_open:
+        found = findings.get(situation)
+        if found is None:
+            continue
+        if not found.is_open:
             return situation, found
+        if not or_less_fitting:
+            break
     return "", None
 
 
@@ -196,7 +231,8 @@ class Chain:
 
     Attributes:
         rule: The rule.
-        nodes: Places of the nodes, each the only reader of the one before.
+        nodes: Places of the nodes, each the only reader of the one before; of the first there may
+            be others, then the chain says nothing of the edge behind it.
     """
 
     rule: Rule
@@ -215,26 +251,32 @@ def find_chains(
     runs: list[Chain] = []
     prefixes = {ops[:end] for ops in rules for end in range(1, len(ops) + 1)}
     for start in range(len(model.nodes)) if rules else ():
-        ops: tuple[str, ...] = ()
-        path: list[int] = []
-        place: int | None = start
-        while place is not None:
-            ops = (*ops, model.nodes[place].operator)
-            if ops not in prefixes:
-                break
-            path.append(place)
-            if ops in rules:
-                runs.append(Chain(rule=rules[ops], nodes=tuple(path)))
-            place = _only_reader(model, place)
+        first = model.nodes[start].operator
+        if (first,) not in prefixes:
+            continue
+        for second in model.readers[start]:
+            ops: tuple[str, ...] = (first,)
+            path: list[int] = [start]
+            place: int | None = second
+            while place is not None:
+                ops = (*ops, model.nodes[place].operator)
+                if ops not in prefixes:
+                    break
+                path.append(place)
+                if ops in rules:
+                    runs.append(Chain(rule=rules[ops], nodes=tuple(path)))
+                place = _only_reader(model, place)
     claimed: dict[tuple[int, int], tuple[Chain, int]] = {}
     gave_way: list[tuple[Chain, Chain]] = []
     for run in sorted(runs, key=lambda run: (-len(run.nodes), run.nodes)):
-        edges = list(zip(run.nodes, run.nodes[1:], strict=False))
-        other = next((claimed[edge][0] for edge in edges if edge in claimed), None)
+        edges = dict(enumerate(zip(run.nodes, run.nodes[1:], strict=False)))
+        if _only_reader(model, run.nodes[0]) is None:
+            del edges[0]  # what others read too is nobody's, whatever the chain says
+        other = next((claimed[edge][0] for edge in edges.values() if edge in claimed), None)
         if other is not None:
             gave_way.append((run, other))
             continue
-        claimed |= {edge: (run, position) for position, edge in enumerate(edges)}
+        claimed |= {edge: (run, position) for position, edge in edges.items()}
     return claimed, gave_way
 
 

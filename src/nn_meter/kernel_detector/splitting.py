@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,6 +10,7 @@ from nn_meter.kernel_detector.customized import Customized, find_blocks
 from nn_meter.kernel_detector.pair_rules import Answer, Place, Rulebook, find_chains
 from nn_meter.kernel_detector.recognition import Node, Recognized
 from nn_meter.kernel_detector.rule_source import FIRST_READER
+from nn_meter.kernel_detector.sizes import sizes_of
 
 __all__ = ["Decision", "Group", "Split"]
 
@@ -40,6 +41,8 @@ class Decision:
         situation: Where the rule's finding was made, e.g. ``context/conv``.
         fused: They ended in one kernel.
         why: In words.
+        asked: The operators that a rule was looked for, in their order; empty: none was.
+        speaks: Name of the node whose sizes count; empty: no rule was looked for.
     """
 
     edge: tuple[str, str]
@@ -48,6 +51,8 @@ class Decision:
     why: str
     rule: str = ""
     situation: str = ""
+    asked: tuple[str, ...] = ()
+    speaks: str = ""
 
 
 @dataclass(slots=True)
@@ -274,14 +279,19 @@ class Split:
         chain = self._chains.get((source, place))
         if chain is not None:
             run, position = chain
-            in_chain = replace(around, operand=self._operand_of_chain(run.nodes))
+            in_chain = replace(
+                around,
+                operand=self._operand_of_chain(run.nodes),
+                speaks=run.nodes[0],
+                sizes=self._sizes(run.nodes[0]),
+            )
             answer = self._book.edge(run, position, in_chain)
             if answer is not None:
                 return answer
         node, last = self._nodes[place].operator, self._nodes[group.last].operator
         if source != group.last:  # a rule may join across a view
             view = self._nodes[source].operator
-            answer = self._book.pair(view, node, around)
+            answer = self._book.pair(view, node, self._spoken_by(source, around))
             if answer.verdict == "fused":
                 return answer
         if group.anchor is None:
@@ -290,14 +300,24 @@ class Split:
         if node in self._known.linear or self._is_heavy(place):
             if group.folds:
                 return self._book.fold(anchor, node, around)
-            return self._book.pair(last, node, around)
-        speaks = anchor
+            return self._book.pair(last, node, self._spoken_by(group.last, around))
+        speaks = group.anchor
         if group.merge is not None and len(self._nodes[place].inputs) > 1:
-            speaks = self._nodes[group.merge].operator
-        answer = self._book.pair(speaks, node, around)
+            speaks = group.merge
+        spoken = self._spoken_by(speaks, around)
+        answer = self._book.pair(self._nodes[speaks].operator, node, spoken)
         if answer.verdict == "fused" and last in self._known.nonlinear:
-            return self._book.pair(last, node, around)  # the rule is about what has none so far
+            # the rule is about what has none so far
+            return self._book.pair(last, node, self._spoken_by(group.last, around))
         return answer
+
+    def _spoken_by(self, place: int, around: Place) -> Place:
+        """The same place, by the sizes of another node."""
+        if place == around.speaks:
+            return around
+        return Place(
+            alone=around.alone, operand=around.operand, speaks=place, sizes=self._sizes(place)
+        )
 
     # --- several readers -------------------------------------------------------------------------
 
@@ -352,7 +372,17 @@ class Split:
             operand = self._operand(others, first.inputs)
         elif group.anchor is None and len(self._nodes[group.last].inputs) > 1:
             operand = self._unclaimed(group.last)
-        return Place(alone=self._is_alone(group.nodes[0], place), operand=operand)
+        speaks = group.last if group.anchor is None else group.anchor
+        return Place(
+            alone=self._is_alone(group.nodes[0], place),
+            operand=operand,
+            speaks=speaks,
+            sizes=self._sizes(speaks),
+        )
+
+    def _sizes(self, place: int) -> Mapping[str, Sequence[int]] | None:
+        """The sizes of a node, if a rule asks for any."""
+        return sizes_of(self.model, place) if self._book.by_size else None
 
     def _is_alone(self, first: int, last: int) -> bool:
         before = any(tensor in self.model.makers for tensor in self._nodes[first].inputs)
@@ -383,12 +413,15 @@ class Split:
 
     def _operand_of_chain(self, nodes: Sequence[int]) -> str:
         inside = set(nodes)
+        own = self._nodes[nodes[0]].inputs
+        if 1 < len(own) <= _MOST_OPERANDS:  # the first op's own second operand
+            return self._operand(own[1:], own[:1])
         for place in nodes[1:]:
             others = [
                 t for t in self._nodes[place].inputs if self.model.makers.get(t) not in inside
             ]
             if others:
-                return self._operand(others, self._nodes[nodes[0]].inputs)
+                return self._operand(others, own)
         return ""
 
     def _from_convolutions(self) -> list[bool]:
@@ -448,6 +481,7 @@ class Split:
 
     def _record(self, source: int, place: int, verdict: _Verdict) -> None:
         a, b = self._nodes[source], self._nodes[place]
+        speaks = verdict.answer.speaks if verdict.answer else None
         self.decisions.append(
             Decision(
                 edge=(a.name, b.name),
@@ -456,5 +490,7 @@ class Split:
                 why=verdict.why,
                 rule=verdict.answer.rule if verdict.answer else "",
                 situation=verdict.answer.situation if verdict.answer else "",
+                asked=verdict.answer.asked if verdict.answer else (),
+                speaks=self._nodes[speaks].name if speaks is not None else "",
             )
         )
