@@ -288,9 +288,8 @@ def test_run_with_defaults_in_an_empty_folder(user):
     wall_s = time.monotonic() - start
 
     assert (done.code, done.complaints) == (0, [])
-    assert wall_s < 60
     data = json.loads(done.out)
-    assert set(data) == {"backend", "workspace", "wall_s", "verdicts"}
+    assert set(data) == {"backend", "workspace", "wall_s", "verdicts", "more"}
     assert data["backend"] == "onnxruntime_cpu"
     assert Path(data["workspace"]) == user.folder / "nn-meter-workspace"
     assert 0 < data["wall_s"] <= wall_s
@@ -310,6 +309,13 @@ def test_run_with_defaults_in_an_empty_folder(user):
             alone = {key: value for key, value in verdict.items() if key not in beside}
             assert verdict["when"]["alone"] == alone
     assert {verdict["verdict"] for verdict in verdicts.values()} >= {"fused", "separate", "free"}
+    more = data["more"]
+    assert not set(more) & set(verdicts)
+    assert more["BF_conv_hardsigmoid"] == "fused"
+    rules = results(user.folder / "nn-meter-workspace", "detected_fusion_rule.json")
+    assert set(rules) == {*verdicts, *more}
+    assert all(rules[rule]["verdict"] == word for rule, word in more.items())
+    assert {rules[rule]["evidence"] for rule in more} == {"graph"}
     assert [path.name for path in user.folder.iterdir()] == ["nn-meter-workspace"]
     all_json_files(user.folder)
 

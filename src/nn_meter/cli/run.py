@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 import click
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
+from nn_meter.builder.backends.base import BaseBackend, ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.interface import create_workspace, quickest_implement
+from nn_meter.builder.config import RuletestConfig
 from nn_meter.builder.profiling.connection import greet
+from nn_meter.builder.workspace import Workspace
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, print_json
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
+from nn_meter.fusion_rules.ordinary import ordinary_pairs
 
 __all__ = ["run"]
 
@@ -46,6 +51,9 @@ def run(
 
     A workspace that is not there is created: for the backend, by default onnxruntime_cpu, with
     models in ONNX where the backend takes these.
+    Where the runtime tells what it executes, and the configuration asks what that of a new
+    workspace does, the pairs that networks are made of are asked, too, by executed graphs alone:
+    their rules stand in the rule file, for 'nn-meter kernels'.
     Interrupted at any moment, the same command goes on from there.
     """
     log_to_stderr()
@@ -58,6 +66,11 @@ def run(
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built
+    more = (
+        {}
+        if testcases or not _asks_more(opened, connected)
+        else _ordinary(workspace, connected, time_limit)
+    )
     generated = steps.generate(opened, time_limit)
     profiled, summary = steps.profile(
         opened,
@@ -78,9 +91,14 @@ def run(
                 wall_s=wall_s,
                 refused=generated.refused,
             )
+            | ({"more": more} if more else {})
         )
         return
     print_table(detected, profiled, title=summary.environment, refused=generated.refused)
+    if more:
+        counted = Counter(more.values()).most_common()
+        told = ", ".join(f"{count} {verdict}" for verdict, count in counted)
+        click.echo(f"{len(more)} ordinary pairs more in the rule file, by graph: {told}")
     print_files([opened.results_dir / file for file in _FILES])
     if summary.failed:
         click.echo(
@@ -89,3 +107,33 @@ def run(
     runs = f", {summary.runtime_s:.1f} s of measured runs in the runtime"
     timed = summary.measured or summary.kept
     click.echo(f"{steps.told(summary)}; {wall_s:.1f} s{runs if timed else ''}")
+
+
+def _asks_more(workspace: Workspace, backend: BaseBackend) -> bool:
+    """Whether the pairs that networks are made of are asked, too."""
+    return (
+        isinstance(backend, ShowsGraph | ShowsGraphs)
+        and workspace.ruletest.EVIDENCE in ("auto", "graph")
+        and workspace.ruletest.BASIC_TESTCASES == RuletestConfig().BASIC_TESTCASES
+    )
+
+
+def _ordinary(path: str, backend: BaseBackend, time_limit: float) -> dict[str, str]:
+    """Ask those pairs that a new workspace does not, by graph; gives each rule's verdict.
+
+    What one asked for comes after, so that the files of results are about that.
+    """
+    known = set(RuletestConfig().BASIC_TESTCASES)
+    pairs = [pair for pair in ordinary_pairs() if pair not in known]
+    asked = steps.workspace_for(path, ",".join(pairs), "graph")
+    generated = steps.generate(asked, time_limit)
+    profiled, _ = steps.profile(
+        asked,
+        backend,
+        generated.testcases,
+        fresh=False,
+        retry_failed=False,
+        time_threshold=time_limit,
+    )
+    found = detect_fusion_rule(profiled, asked)
+    return {rule: str(verdict["verdict"]) for rule, verdict in found.items()}
