@@ -4,7 +4,8 @@
 
 Small versions of known architectures, written in torch, weights drawn at random, exported by both
 of torch's exporters: ``NAME.onnx`` by the newer one, ``NAME-script.onnx`` by the older one. Needs
-torch and onnxscript.
+torch and onnxscript. (``keras_models.py`` makes those of ``keras.applications``, and
+``kernel_table.py`` holds them all against the runtimes.)
 """
 
 from __future__ import annotations

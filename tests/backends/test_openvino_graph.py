@@ -16,6 +16,8 @@ from nn_meter.builder.backends.openvino import backend as openvino_backend
 from nn_meter.builder.backends.openvino.backend import OpenVINOCPUBackend, OpenVINOVPUBackend
 from nn_meter.builder.backends.openvino.graph import name_apart, read_graph
 from nn_meter.builder.backends.openvino.sources import covered
+from nn_meter.builder.backends.openvino.transformed import compile_and_show
+from nn_meter.builder.backends.openvino.written import _paired
 from nn_meter.builder.nn_modules.onnx import operators
 from nn_meter.builder.nn_modules.onnx.models import Graph, save_model
 from nn_meter.errors import GraphUnavailableError
@@ -223,17 +225,70 @@ def test_transposes_belong_to_no_op(tmp_path):
     assert ops[2].inputs == ops[1].outputs
 
 
+def two_convs_with_moved_relus(graph: Graph, x: str) -> list[str]:
+    return [conv_transpose_relu(graph, x), conv_transpose_relu(graph, x)]
+
+
 def test_doubt_shows(tmp_path):
     """Two moved ops and two convs: the names do not tell which went where."""
-
-    def build(graph: Graph, x: str) -> list[str]:
-        return [conv_transpose_relu(graph, x), conv_transpose_relu(graph, x)]
-
-    graph = shown(*saved(build, tmp_path))
+    path, shapes = saved(two_convs_with_moved_relus, tmp_path)
+    runtime = openvino_backend._openvino()
+    core = runtime.Core()
+    read = openvino_backend._read(runtime, core, path, shapes)
+    compiled = core.compile_model(read, "CPU", OpenVINOCPUBackend({})._properties())
+    graph = read_graph(read, compiled)
     assert [(node.type, node.sources) for node in graph.compute()] == [
         ("Convolution[?]", None),
         ("Convolution[?]", None),
     ]
+
+
+def test_doubt_is_settled_by_what_layers_were_made_of(tmp_path):
+    graph = shown(*saved(two_convs_with_moved_relus, tmp_path))
+    assert [node.type for node in graph.compute()] == ["Convolution[Relu]"] * 2
+    makers = {tensor: op.name for op in graph.ops or () for tensor in op.outputs}
+    reads = {op.name: [makers.get(tensor) for tensor in op.inputs] for op in graph.ops or ()}
+    for node in graph.compute():
+        conv, bias, relu = node.sources or ()
+        assert (reads[bias], reads[relu]) == ([conv], [bias])
+
+
+def hswish_between_convs(graph: Graph, x: str) -> str:
+    return conv(graph, hswish_in_parts(graph, x))
+
+
+def slices(graph: Graph, x: str) -> str:
+    """Both halves of the channels, which the plugin executes as one split."""
+    zero, half, end, axis = (
+        graph.constant(np.array([value], np.int64)) for value in (0, SHAPE[0] // 2, SHAPE[0], 1)
+    )
+    y = conv(graph, x)
+    first, second = (
+        graph.op("Slice", [y, start, stop, axis]) for start, stop in ((zero, half), (half, end))
+    )
+    return str(graph.op("Concat", [graph.op("Relu", [first]), second], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        # the division may be in either: OpenVINO folds it into the weights behind
+        (
+            hswish_between_convs,
+            [
+                "Convolution Add Add Maximum Minimum Multiply",
+                "Convolution Add",
+            ],
+        ),
+        (slices, ["Convolution Add", "Slice Slice", "Relu", "Concat"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_ops_that_lost_their_names_are_found(build, expected, tmp_path):
+    graph = shown(*saved(build, tmp_path))
+    types = {op.name: op.type for op in graph.ops or ()}
+    found = [" ".join(types[name] for name in node.sources or ()) for node in graph.nodes]
+    assert [types for types in found if types] == expected
 
 
 # --- names ---------------------------------------------------------------------------------------
@@ -292,12 +347,18 @@ def line(*types: str) -> list[ModelOp]:
 
 
 def covers(
-    steps: list[tuple[ExecutedNode, list[str]]], ops: list[ModelOp]
+    steps: list[tuple[ExecutedNode, list[str]]],
+    ops: list[ModelOp],
+    made_of: dict[str, str] | None = None,
+    moves: str = "",
 ) -> list[list[str] | None]:
     nodes, named = zip(*steps, strict=True)
+    merged = {layer: set(names.split()) for layer, names in (made_of or {}).items()}
     return [
         [op.name for op in found.ops] if found.certain else None
-        for found in covered(nodes, named, ops)
+        for found in covered(
+            nodes, named, ops, moves=frozenset(moves.split()), merged=lambda: merged
+        )
     ]
 
 
@@ -350,6 +411,61 @@ def test_a_node_that_tells_nothing_is_in_doubt():
     assert covers(steps, line("A", "B", "C")) == [None, None]
 
 
+# --- what layers were made of --------------------------------------------------------------------
+
+
+def test_an_op_of_two_layers_is_in_the_first():
+    steps = [step("a", "compute", "x", "0A new"), step("c", "compute", "<a>", "3C")]
+    found = covers(steps, line("A", "B", "B", "C"), {"new": "1B 2B", "3C": "1B 3C"})
+    assert found == [["0A", "1B", "2B"], ["3C"]]
+
+
+def test_what_only_a_later_one_of_two_layers_was_made_of_is_in_none():
+    steps = [step("a", "compute", "x", "0A new"), step("c", "compute", "<a>", "3C")]
+    found = covers(steps, line("A", "B", "B", "C"), {"new": "1B", "3C": "1B 2B 3C"})
+    assert found == [["0A", "1B"], ["3C"]]
+
+
+def test_a_node_between_others_covers_what_is_between():
+    ops = [
+        ModelOp(name="0A", type="A", inputs=("x",), outputs=("a",)),
+        ModelOp(name="1S", type="Slice", inputs=("a",), outputs=("s",)),
+        ModelOp(name="2S", type="Slice", inputs=("a",), outputs=("t",)),
+        ModelOp(name="3C", type="C", inputs=("s", "t"), outputs=("y",)),
+    ]
+    steps = [
+        step("a", "compute", "x", "0A"),
+        step("split", "view", "<a>", "new"),
+        step("c", "compute", "<split> <other>", "3C"),
+    ]
+    assert covers(steps, ops, {"new": "2S"}) == [["0A"], ["1S", "2S"], ["3C"]]
+    steps[1:] = [
+        step("b", "compute", "<a>", "new"),
+        step("split", "view", "<a>", "other"),
+        step("c", "compute", "<split> <b>", "3C"),
+    ]
+    assert covers(steps, ops, {"unlike": "2S"}) == [["0A"], None, None, ["3C"]]
+
+
+def test_a_node_that_reads_less_than_an_op_does_not_execute_it():
+    """What was moved up past it has its name, too, so where that is executed stays open."""
+    ops = [
+        ModelOp(name="0M", type="M", inputs=("x", "y"), outputs=("m",)),
+        ModelOp(name="1B", type="B", inputs=("m",), outputs=("b",)),
+        ModelOp(name="2C", type="C", inputs=("b",), outputs=("c",)),
+    ]
+    steps = [step("new", "compute", "y", "new"), step("c", "compute", "x <new>", "1B 2C")]
+    assert covers(steps, ops) == [None, ["1B", "2C"]]
+    assert covers(steps, ops, {"new": "0M 1B"}) == [None, ["2C"]]
+
+
+def test_a_node_that_ends_with_a_transpose_is_told():
+    steps = [step("a", "compute", "x", "0A turn"), step("b", "compute", "<a>", "2C")]
+    ops = line("A", "B", "C")
+    assert covers(steps, ops) == [None, None]
+    assert covers(steps, ops, moves="turn") == [["0A"], ["1B", "2C"]]
+
+
 # --- what cannot be told -------------------------------------------------------------------------
 
 
@@ -368,3 +484,74 @@ def test_a_runtime_model_that_tells_less_is_an_error(tmp_path):
 def test_only_the_cpu_is_read():
     assert isinstance(OpenVINOCPUBackend({}), ShowsGraph)
     assert not isinstance(OpenVINOVPUBackend({}), ShowsGraph)
+
+
+# --- what OpenVINO made of a model ---------------------------------------------------------------
+
+
+def test_a_version_that_does_not_show_what_it_made_compiles_all_the_same(tmp_path):
+    """Then only names tell."""
+    path, _ = saved(two_convs_with_moved_relus, tmp_path)
+    core = ov.Core()
+    model = core.read_model(path)
+    name_apart(model)
+
+    class WithoutProperty:
+        def compile_model(self, model: Any, device: str, properties: dict[str, Any]) -> Any:
+            if len(properties) > 1:
+                raise RuntimeError("Unsupported property")
+            return core.compile_model(model, device, properties)
+
+    properties = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled, show = compile_and_show(WithoutProperty(), model, "CPU", properties)
+    assert show() == {}
+    graph = read_graph(model, compiled, show)
+    assert [node.sources for node in graph.compute()] == [None, None]
+
+    compiled, show = compile_and_show(core, model, "CPU", properties)
+    relus = {op.friendly_name for op in model.get_ops() if op.get_type_name() == "Relu"}
+    assert relus <= set().union(*show().values())
+
+
+class FakeOp:
+    """An op of one output, as far as two readings of a file are gone through."""
+
+    def __init__(self, kind: str, *reads: FakeOp) -> None:
+        self.kind, self.reads = kind, reads
+
+    def get_name(self) -> str:
+        return f"{self.kind}{id(self)}"
+
+    def get_type_name(self) -> str:
+        return self.kind
+
+    def get_input_size(self) -> int:
+        return len(self.reads)
+
+    def inputs(self) -> list[FakePort]:
+        return [FakePort(op) for op in self.reads]
+
+    def input(self, index: int) -> FakePort:
+        return FakePort(self.reads[index])
+
+
+class FakePort:
+    def __init__(self, op: FakeOp) -> None:
+        self.op = op
+
+    def get_source_output(self) -> FakePort:
+        return self
+
+    def get_node(self) -> FakeOp:
+        return self.op
+
+
+def test_two_readings_are_the_same_but_for_transposes():
+    x, y = FakeOp("Parameter"), FakeOp("Parameter")
+    one = FakeOp("Relu", FakeOp("Abs", FakeOp("Transpose", x, FakeOp("Constant"))))
+    other = FakeOp("Relu", FakeOp("Transpose", FakeOp("Abs", y), FakeOp("Constant")))
+    found = _paired([(FakePort(one), FakePort(other))])
+    assert found[one.get_name()] is other
+    assert [op.kind for op in found.values()] == ["Relu", "Abs"]
+    with pytest.raises(GraphUnavailableError, match="has Abs where the model has Parameter"):
+        _paired([(FakePort(one), FakePort(FakeOp("Relu", y)))])

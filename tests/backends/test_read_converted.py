@@ -1,6 +1,6 @@
 """Models that are converted before they are read; each framework in a process of its own.
 
-Tests that need TensorFlow but for the first share one process: it takes long to start.
+Tests that need the same framework but for the first share one process: it takes long to start.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from importlib.util import find_spec
 
 import pytest
 
+from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
+from nn_meter.builder.backends.openvino.backend import OpenVINOCPUBackend
 from nn_meter.builder.profiling.process import Worker
 from nn_meter.errors import ConversionError, ModelFileError
+from nn_meter.kernel_detector.check import executed_together
 from nn_meter.kernel_detector.readers import converted, read_model
 
 needs_tensorflow = pytest.mark.skipif(find_spec("tensorflow") is None, reason="no tensorflow")
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="no openvino")
 needs_torch = pytest.mark.skipif(find_spec("torch") is None, reason="no torch")
 
 KERAS = """
@@ -58,6 +62,18 @@ def one_tensorflow(tensorflow_worker, monkeypatch):
     monkeypatch.setattr(converted, "Worker", lambda handler, what: nullcontext(tensorflow_worker))
 
 
+@pytest.fixture(scope="module")
+def torch_worker():
+    with Worker(f"{converted.__name__}:ConversionJobs") as worker:
+        yield worker
+
+
+@pytest.fixture
+def one_torch(torch_worker, monkeypatch):
+    """As ``one_tensorflow``."""
+    monkeypatch.setattr(converted, "Worker", lambda handler, what: nullcontext(torch_worker))
+
+
 @needs_tensorflow
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "saved"])
 def test_keras_models_and_saved_models(keras_models, name, request):
@@ -85,11 +101,41 @@ def test_shapes_are_asked_for_and_looked_at(keras_models, shapes, words):
         read_model(keras_models / "saved", shapes=shapes)
 
 
+@pytest.fixture(scope="module")
+def exported_program(tmp_path_factory):
+    return run(TORCH, tmp_path_factory.mktemp("torch")) / "model.pt2"
+
+
 @needs_torch
-def test_exported_programs(tmp_path):
-    graph = read_model(run(TORCH, tmp_path) / "model.pt2")
+def test_exported_programs(exported_program):
+    graph = read_model(exported_program)
     assert [op.type for op in graph.ops] == ["Conv", "BatchNormalization", "Relu"]
     assert (graph.name, graph.shape(graph.outputs[0])) == ("model.pt2", (1, 4, 6, 6))
+
+
+@needs_tensorflow
+@needs_openvino
+@pytest.mark.usefixtures("one_tensorflow")
+@pytest.mark.parametrize("name", ["model.keras", "saved"])
+def test_what_is_executed_of_keras_models_and_saved_models(keras_models, name):
+    shapes = {"image": (1, 10, 10, 3)}
+    graph = read_model(keras_models / name, shapes=shapes)
+    truth = executed_together(keras_models / name, graph, OpenVINOCPUBackend(), shapes)
+    assert set(truth.groups) == {"CONV_2D_0", "MAX_POOL_2D_1"}
+    assert truth.groups["CONV_2D_0"] != truth.groups["MAX_POOL_2D_1"]
+
+
+@needs_torch
+@pytest.mark.usefixtures("one_torch")
+@pytest.mark.parametrize(
+    "backend",
+    [OnnxRuntimeCPUBackend, pytest.param(OpenVINOCPUBackend, marks=needs_openvino)],
+)
+def test_what_is_executed_of_exported_programs(exported_program, backend):
+    graph = read_model(exported_program)
+    truth = executed_together(exported_program, graph, backend())
+    assert len(truth.groups) == 3
+    assert len(set(truth.groups.values())) == 1
 
 
 @needs_tensorflow
@@ -100,6 +146,7 @@ def test_a_file_that_is_no_keras_model_is_refused(tmp_path, name):
 
 
 @needs_torch
+@pytest.mark.usefixtures("one_torch")
 def test_a_file_that_is_no_exported_program_is_refused(tmp_path):
     assert_refused(tmp_path / "model.pt2")
 

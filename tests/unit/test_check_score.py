@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, ModelOp
 from nn_meter.builder.backends.values import fingerprint, same_values
-from nn_meter.errors import BackendError, ConversionError, ModelRejectedError
+from nn_meter.errors import BackendError, ConversionError, ModelFileError, ModelRejectedError
 from nn_meter.fusion_rules.rules import RuleSet
 from nn_meter.kernel_detector.check import (
     Truth,
@@ -26,6 +26,7 @@ from nn_meter.kernel_detector.check import (
 from nn_meter.kernel_detector.check.prepare import op_named, prepare
 from nn_meter.kernel_detector.graph import Graph, Op, Tensor
 from nn_meter.kernel_detector.kernels import Kernel
+from nn_meter.kernel_detector.readers import read_model
 
 CHAIN = ("Relu", "Sigmoid", "Reshape", "Tanh", "Abs")
 
@@ -127,6 +128,7 @@ def test_edges_are_counted_on_both_sides():
     found = score(graph, kernels("conv0", "relu1", "conv2 relu3", "maxpool4"), truth)
     assert (found.edges, found.tp, found.fp, found.fn, found.untold) == (4, 0, 1, 1, 0)
     assert (found.precision, found.recall, found.f1) == (0, 0, 0)
+    assert (found.to_json()["edges"], found.to_json()["fused"]) == (4, 1)
     assert found.to_json()["differ"] == [
         {
             "ops": ["conv0", "relu1"],
@@ -250,8 +252,38 @@ def test_the_copy_refuses_what_it_cannot_be_made_of(tmp_path):
         prepare(tmp_path / "none.onnx", graph, tmp_path)
     with pytest.raises(ConversionError, match="relu0"):
         prepare(path, _renamed(graph), tmp_path)
-    with pytest.raises(ModelRejectedError, match="tflite"):
+    with pytest.raises(ModelFileError, match="no TFLite model"):
         prepare(path, Graph(**{**vars(graph), "format": "tflite"}), tmp_path)
+
+
+def test_weights_that_a_file_shares_are_drawn_apart(tmp_path):
+    """Equal ones are stored once; other constants stay shared, and as they are."""
+    given = [numpy_helper.from_array(np.zeros(8, np.float32), name) for name in ("w", "number")]
+    given[1] = numpy_helper.from_array(np.float32(0.5), "number")
+    names = ["x", *(f"t{i}" for i in range(4))]
+    nodes = [
+        helper.make_node(kind, [names[i], constant], [names[i + 1]])
+        for i, (kind, constant) in enumerate(
+            [("Add", "w"), ("Add", "w"), ("Mul", "number"), ("Mul", "number")]
+        )
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8])
+        for name in (names[0], names[-1])
+    ]
+    path = tmp_path / "shared.onnx"
+    made = helper.make_graph(nodes, "g", values[:1], values[1:], given)
+    onnx.save(helper.make_model(made, ir_version=9), str(path))
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    copied = onnx.load(str(prepare(path, read_model(path), folder).path)).graph
+    read = [node.input[1] for node in copied.node]
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in copied.initializer}
+    assert len(set(read)) == 3
+    assert read[2] == read[3]
+    assert held[read[2]] == np.float32(0.5)
+    assert not np.array_equal(held[read[0]], held[read[1]])
+    assert np.all(held[read[0]] != 0)
 
 
 def _renamed(graph: Graph) -> Graph:

@@ -77,6 +77,19 @@ def layer_norm(b: Builder, x: str) -> str:
     return b.op("Add", b.op("Mul", y, b.constant(shape=(8,))), b.constant(shape=(8,)))
 
 
+def layer_norm_by_a_factor(b: Builder, x: str, *, offset: bool = True) -> str:
+    """As Keras has it: one factor for what is normalized and for its mean."""
+    axis = b.constant([-1])
+    mean = b.op("MEAN", x, axis)
+    variance = b.op("MEAN", b.op("SQUARED_DIFFERENCE", x, mean), axis)
+    inverse = b.op("RSQRT", b.number("ADD", variance, 1e-6))
+    factor = b.op("MUL", inverse, b.constant(shape=(8,)))
+    shift = b.op("MUL", b.op("NEG", mean), factor)
+    if offset:
+        shift = b.op("ADD", shift, b.constant(shape=(8,)))
+    return b.op("ADD", b.op("MUL", x, factor), shift)
+
+
 def shuffle(b: Builder, x: str, perm: tuple[int, ...] = (0, 2, 1, 3, 4)) -> str:
     y = b.op("Reshape", x, shape=(1, 4, 4, 8, 8))
     return b.op("Reshape", b.op("Transpose", y, perm=list(perm)), shape=IMAGE)
@@ -133,6 +146,11 @@ ONE = {
     "se of fully connected layers": ("se", se_of_fcs),
     "channel shuffle": ("channelshuffle", shuffle),
     "layer norm by steps": ("layernorm", layer_norm),
+    "layer norm by a factor": ("layernorm", layer_norm_by_a_factor),
+    "layer norm by a factor, without an offset": (
+        "layernorm",
+        lambda b, x: layer_norm_by_a_factor(b, x, offset=False),
+    ),
     "layer norm as one op": ("layernorm", lambda b, x: b.op("LayerNormalization", x)),
     "depthwise": ("dwconv", lambda b, x: b.conv(x, group=16)),
     "grouped": ("gconv", lambda b, x: b.conv(x, group=4)),

@@ -46,7 +46,7 @@ def check(
     The model is loaded in this process.
 
     Args:
-        model_path: The model's ``.onnx`` file.
+        model_path: The model.
         graph: What was read of it.
         kernels: What rules made of that.
         backend: A backend, connected.

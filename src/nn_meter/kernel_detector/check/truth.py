@@ -13,7 +13,7 @@ from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.values import TracedGraph
 from nn_meter.errors import GraphUnavailableError
 from nn_meter.kernel_detector.check.claims import Claims, by_sources, by_values
-from nn_meter.kernel_detector.check.prepare import prepare
+from nn_meter.kernel_detector.check.prepare import Copy, prepare
 from nn_meter.kernel_detector.graph import Graph
 
 __all__ = ["TracesGraph", "Truth", "executed_together"]
@@ -23,6 +23,7 @@ _VIEWS_AND_MOVES = frozenset(
     {
         *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Transpose"),
         *("Cast", "Shape", "Size"),
+        *("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "CAST", "SHAPE"),
     }
 )
 
@@ -64,7 +65,7 @@ def executed_together(
     """Ask a runtime what it makes of a model.
 
     Args:
-        model_path: The model's ``.onnx`` file.
+        model_path: The model.
         graph: What was read of it.
         backend: A backend, connected.
         shapes: Shapes of inputs, batch included, where they are others than the graph's.
@@ -104,14 +105,15 @@ def _told(
 def _by_values(
     model_path: Path,
     graph: Graph,
-    backend: TracesGraph,
+    backend: Any,
     shapes: Mapping[str, Sequence[int]] | None,
     *,
     seed: int,
 ) -> Truth:
     with tempfile.TemporaryDirectory(prefix="nn-meter-check-") as folder:
         copy = prepare(model_path, graph, Path(folder), shapes, seed=seed)
-        traced = backend.traced_graph(str(copy.path), copy.inputs)
+        converted = _converted(copy, Path(folder), backend)
+        traced = backend.traced_graph(converted, copy.inputs)
     return _checked(graph, traced.graph, by_values(traced, copy))
 
 
@@ -120,16 +122,21 @@ def _by_sources(
 ) -> Truth:
     with tempfile.TemporaryDirectory(prefix="nn-meter-check-") as folder:
         copy = prepare(model_path, graph, Path(folder), shapes)
-        converted = Path(folder) / "converted"
-        converted.mkdir()
-        model = backend.convert_model(str(copy.path), str(converted), copy.shapes)
-        executed = backend.executed_graph(model, copy.shapes)
+        converted = _converted(copy, Path(folder), backend)
+        executed = backend.executed_graph(converted, copy.shapes)
     if executed.ops is None or executed.inputs is None:
         raise GraphUnavailableError(
             f"{type(backend).__name__} does not tell which of a model's ops it executes together, "
             "so nothing can be checked with it"
         )
     return _checked(graph, executed, by_sources(executed))
+
+
+def _converted(copy: Copy, folder: Path, backend: Any) -> str:
+    """The copy as the backend converts it, which refuses what it cannot take."""
+    converted = folder / "converted"
+    converted.mkdir()
+    return str(backend.convert_model(str(copy.path), str(converted), copy.shapes))
 
 
 def _checked(graph: Graph, executed: ExecutedGraph, claims: Claims) -> Truth:

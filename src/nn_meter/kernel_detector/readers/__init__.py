@@ -18,7 +18,7 @@ from pathlib import Path
 from nn_meter.errors import ModelFileError
 from nn_meter.kernel_detector.graph import Graph
 
-__all__ = ["SUFFIXES", "read_model"]
+__all__ = ["SUFFIXES", "file_of_graph", "read_model"]
 
 _READERS = {
     ".onnx": "onnx:read_onnx",
@@ -27,6 +27,7 @@ _READERS = {
     ".h5": "converted:read_keras",
     ".pt2": "converted:read_exported_program",
 }
+_NOT_CONVERTED = (".onnx", ".tflite")
 SUFFIXES = tuple(_READERS)
 """Of the files that can be read; a SavedModel, which is a folder, can be read too."""
 
@@ -70,6 +71,29 @@ def read_model(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None =
         import_module(f"{__name__}.{module}"), function
     )
     return read(path, shapes or {})
+
+
+def file_of_graph(
+    path: Path, folder: Path, *, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Path:
+    """The ``.onnx`` or ``.tflite`` file that the graph of a model is read from.
+
+    Args:
+        path: A model that `read_model` has read.
+        folder: Where the file goes that a model is converted to.
+        shapes: As `read_model` takes them.
+
+    Returns:
+        The model itself, or what was made of it.
+
+    Raises:
+        NNMeterError: As `read_model`.
+    """
+    if path.suffix.lower() in _NOT_CONVERTED and not path.is_dir():
+        return path
+    from nn_meter.kernel_detector.readers.converted import convert
+
+    return convert(path, shapes or {}, folder)
 
 
 def _what_can_be_read() -> str:

@@ -17,12 +17,26 @@ from nn_meter.errors import ConversionError, ModelFileError, NNMeterError
 from nn_meter.kernel_detector.graph import Graph
 from nn_meter.kernel_detector.readers.common import input_shapes
 
-__all__ = ["ConversionJobs", "read_exported_program", "read_keras", "read_saved_model"]
+__all__ = [
+    "ConversionJobs",
+    "convert",
+    "read_exported_program",
+    "read_keras",
+    "read_saved_model",
+]
 
 _TIME_LIMIT_S = 1800.0
 _IMAGE = (1, 224, 224, 3)
 _INSIDE = Path("assets.extra") / "model.tflite"  # where SavedModels of ours hold it
 _SIGNATURE = "serving_default"
+
+# Suffix -> the job that converts such a file, and the suffix of what that makes.
+_JOBS = {
+    ".keras": ("keras", ".tflite"),
+    ".h5": ("keras", ".tflite"),
+    ".pt2": ("exported_program", ".onnx"),
+}
+_FOLDERS = ("saved_model", ".tflite")
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -35,7 +49,7 @@ def read_keras(path: Path, shapes: Shapes) -> Graph:
         ConversionError: Keras cannot load the file, or TensorFlow cannot convert it.
         NotInstalledError: TensorFlow is missing.
     """
-    return _read(path, "keras", shapes, ".tflite")
+    return _read(path, shapes)
 
 
 def read_saved_model(path: Path, shapes: Shapes) -> Graph:
@@ -44,7 +58,7 @@ def read_saved_model(path: Path, shapes: Shapes) -> Graph:
         from nn_meter.kernel_detector.readers.tflite import read_tflite
 
         return replace(read_tflite(path / _INSIDE, shapes), name=path.name)
-    return _read(path, "saved_model", shapes, ".tflite")
+    return _read(path, shapes)
 
 
 def read_exported_program(path: Path, shapes: Shapes) -> Graph:
@@ -57,21 +71,39 @@ def read_exported_program(path: Path, shapes: Shapes) -> Graph:
         ConversionError: torch cannot load the file, or cannot export it.
         NotInstalledError: torch is missing.
     """
-    return _read(path, "exported_program", shapes, ".onnx")
+    return _read(path, shapes)
 
 
-def _read(path: Path, kind: str, shapes: Shapes, suffix: str) -> Graph:
+def convert(path: Path, shapes: Shapes, folder: Path) -> Path:
+    """Make the file that a model's graph is read from; a SavedModel may have it inside.
+
+    Args:
+        path: A model of a kind that this module reads.
+        shapes: Shapes of inputs by name.
+        folder: Where the file goes.
+
+    Raises:
+        NNMeterError: As the reader of such models.
+    """
+    if (path / _INSIDE).is_file():
+        return path / _INSIDE
+    job, suffix = _FOLDERS if path.is_dir() else _JOBS[path.suffix.lower()]
+    target = folder / f"model{suffix}"
+    with Worker(f"{__name__}:ConversionJobs", what=f"the conversion of {path.name}") as worker:
+        worker.call(
+            job,
+            _TIME_LIMIT_S,
+            path=str(path.absolute()),
+            target=str(target),
+            shapes={name: list(shape) for name, shape in shapes.items()},
+        )
+    return target
+
+
+def _read(path: Path, shapes: Shapes) -> Graph:
     with tempfile.TemporaryDirectory(prefix="nn-meter-") as folder:
-        target = Path(folder) / f"model{suffix}"
-        with Worker(f"{__name__}:ConversionJobs", what=f"the conversion of {path.name}") as worker:
-            worker.call(
-                kind,
-                _TIME_LIMIT_S,
-                path=str(path.absolute()),
-                target=str(target),
-                shapes={name: list(shape) for name, shape in shapes.items()},
-            )
-        if suffix == ".onnx":
+        target = convert(path, shapes, Path(folder))
+        if target.suffix == ".onnx":
             from nn_meter.kernel_detector.readers.onnx import read_onnx
 
             graph = read_onnx(target, shapes)

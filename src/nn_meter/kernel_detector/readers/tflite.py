@@ -26,7 +26,7 @@ from nn_meter.kernel_detector.readers.common import (
     topological,
 )
 
-__all__ = ["read_tflite"]
+__all__ = ["place_of", "read_tflite", "tflite_schema"]
 
 Array = npt.NDArray[Any]
 
@@ -75,7 +75,17 @@ def read_tflite(path: Path, shapes: Mapping[str, Sequence[int]]) -> Graph:
         return _Reader(path, data).graph(shapes)
 
 
-def _schema() -> ModuleType:
+def place_of(op: Op) -> int:
+    """The place of an op of `read_tflite` among the operators of the file."""
+    return int(op.name.rpartition("_")[2])
+
+
+def tflite_schema() -> ModuleType:
+    """What LiteRT generated of the format's schema.
+
+    Raises:
+        NotInstalledError: ``ai-edge-litert`` is missing.
+    """
     try:
         from ai_edge_litert import schema_py_generated
     except ImportError as exc:
@@ -87,9 +97,8 @@ def _schema() -> ModuleType:
 @cache
 def _enum(name: str) -> dict[int, str]:
     """Names by number."""
-    return {
-        number: word for word, number in vars(getattr(_schema(), name)).items() if word[0] != "_"
-    }
+    words = vars(getattr(tflite_schema(), name))
+    return {number: word for word, number in words.items() if word[0] != "_"}
 
 
 class _Reader:
@@ -104,7 +113,7 @@ class _Reader:
         self._path = path
         self._data = data
         self._left = _SHARED * len(data)
-        self._schema = _schema()
+        self._schema = tflite_schema()
         self._model = self._schema.Model.GetRootAs(data, 0)
         self._codes: list[str] = [
             self._op_type(self._model.OperatorCodes(place))

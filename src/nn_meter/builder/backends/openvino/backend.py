@@ -32,6 +32,8 @@ from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.builder.backends.openvino.graph import name_apart, read_graph
 from nn_meter.builder.backends.openvino.native import NativeCore, Port, load_library
+from nn_meter.builder.backends.openvino.transformed import compile_and_show
+from nn_meter.builder.backends.openvino.written import name_as_written
 from nn_meter.errors import (
     ConversionError,
     DeviceError,
@@ -53,6 +55,7 @@ log = logging.getLogger(__name__)
 _TELEMETRY = "openvino_telemetry"
 _SMALL = 1_000_000  # bytes of a model file: what is compiled of it is kept in memory
 _SIGNATURE_PREFIX = "serving_default_"
+_TRANSPOSED = "ConvolutionBackpropData"
 
 
 def _openvino() -> ModuleType:
@@ -167,14 +170,13 @@ class OpenVINOBackend(SessionBackend):
         The IR has static shapes, float32 weights, and the inputs in the model's order.
         """
         path = Path(model_path)
-        if model_format(path) == "tflite":
+        if model_format(path) == "tflite" and self._overlooks_activations(path):
             log.warning(
                 "%s: OpenVINO's reader of .tflite files is known to leave out an activation that "
                 "is fused into a transposed convolution; better give it the SavedModel",
                 path.name,
             )
-            return str(model_path)
-        if model_format(path) == "onnx" or path.suffix == ".xml":
+        if model_format(path) in ("tflite", "onnx") or path.suffix == ".xml":
             return str(model_path)
         if model_format(path) != "saved_model":
             raise self.refuse(model_path)
@@ -194,6 +196,15 @@ class OpenVINOBackend(SessionBackend):
             made.with_suffix(".bin").replace(target.with_name(f"{path.name}.bin"))
             made.replace(target)
         return str(target)
+
+    def _overlooks_activations(self, path: Path) -> bool:
+        """Whether a ``.tflite`` file has ops that may have lost their activation when read."""
+        ov = _openvino()
+        try:
+            ops = self._shared_core(ov).read_model(str(path)).get_ops()
+        except RuntimeError:  # it is refused, in OpenVINO's words, when it is loaded
+            return False
+        return any(op.get_type_name() == _TRANSPOSED for op in ops)
 
     def describe(self) -> Environment:
         ov = _openvino()
@@ -321,9 +332,12 @@ class OpenVINOCPUBackend(OpenVINOBackend):
         with _refusals():
             model = _read(ov, core, Path(converted_model), shapes)
             _static_shapes(model)
-            name_apart(model)
-            compiled = core.compile_model(model, self.device, self._properties())
-        return read_graph(model, compiled)
+        if model_format(converted_model) == "tflite":
+            name_as_written(ov, model, Path(converted_model))
+        name_apart(model)
+        with _refusals():
+            compiled, merged = compile_and_show(core, model, self.device, self._properties())
+        return read_graph(model, compiled, merged)
 
 
 class OpenVINOVPUBackend(ComesLater, OpenVINOBackend):

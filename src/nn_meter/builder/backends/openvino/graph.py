@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, Kind, ModelOp
-from nn_meter.builder.backends.openvino.sources import Covered, covered
+from nn_meter.builder.backends.openvino.sources import Covered, Merged, covered
 from nn_meter.errors import GraphUnavailableError
 
 __all__ = ["KEYS", "Layer", "ModelOps", "executed", "model_ops", "name_apart", "read_graph"]
 
 _TRIED = "2026.4"
+_TRANSPOSE = "Transpose"
 
 # Layers as the plugin calls them.
 _LEFT_OUT = frozenset({"Const", "Input", "Output"})
@@ -80,18 +81,22 @@ class ModelOps:
     Attributes:
         ops: Each with a name of its own, in a topological order.
         inputs: The tensors that are the model's inputs, in its order.
+        moves: Names of its transposes, which are no ops.
     """
 
     ops: tuple[ModelOp, ...]
     inputs: tuple[str, ...]
+    moves: frozenset[str] = frozenset()
 
 
-def read_graph(model: Any, compiled: Any) -> ExecutedGraph:
+def read_graph(model: Any, compiled: Any, merged: Merged = dict) -> ExecutedGraph:
     """Read what is executed of a compiled model.
 
     Args:
         model: The ``openvino.Model`` that was compiled, its ops' names apart.
         compiled: The ``openvino.CompiledModel``.
+        merged: Tells the ops that each layer was made of, as far as that is known; asked if the
+            runtime model leaves something open.
 
     Returns:
         The nodes with their sources, and the model's ops.
@@ -110,7 +115,7 @@ def read_graph(model: Any, compiled: Any) -> ExecutedGraph:
             )
             for node in compiled.get_runtime_model().get_ordered_ops()
         ]
-        return executed(layers, own.inputs, own)
+        return executed(layers, own.inputs, own, merged)
     except (KeyError, RuntimeError, ValueError) as exc:
         raise GraphUnavailableError(
             f"OpenVINO's runtime model does not tell what it does in {_TRIED}, which was tried: "
@@ -123,10 +128,18 @@ def model_ops(model: Any) -> ModelOps:
     return ModelOps(
         ops=_ops(model),
         inputs=tuple(_tensor(parameter.output(0)) for parameter in model.get_parameters()),
+        moves=frozenset(
+            op.friendly_name for op in model.get_ordered_ops() if op.get_type_name() == _TRANSPOSE
+        ),
     )
 
 
-def executed(layers: Sequence[Layer], inputs: Sequence[str], own: ModelOps | None) -> ExecutedGraph:
+def executed(
+    layers: Sequence[Layer],
+    inputs: Sequence[str],
+    own: ModelOps | None,
+    merged: Merged = dict,
+) -> ExecutedGraph:
     """Make a graph of the layers of a runtime model.
 
     Args:
@@ -134,6 +147,7 @@ def executed(layers: Sequence[Layer], inputs: Sequence[str], own: ModelOps | Non
         inputs: The tensors that are the model's inputs, in its order.
         own: The model's ops; None where they are not known: then sources are not told, and of what
             was fused into a layer only how many ops of the model's it is in all.
+        merged: As ``read_graph`` takes it.
 
     Raises:
         KeyError, ValueError: A layer does not say of itself what it should.
@@ -141,11 +155,9 @@ def executed(layers: Sequence[Layer], inputs: Sequence[str], own: ModelOps | Non
     nodes, named = _nodes(layers)
     if own is None:
         return ExecutedGraph(nodes=tuple(map(_counted, nodes, named)), inputs=tuple(inputs))
+    covers = covered(nodes, named, own.ops, moves=own.moves, merged=merged)
     return ExecutedGraph(
-        nodes=tuple(
-            _told(node, found, own.ops)
-            for node, found in zip(nodes, covered(nodes, named, own.ops), strict=True)
-        ),
+        nodes=tuple(_told(node, found, own.ops) for node, found in zip(nodes, covers, strict=True)),
         inputs=tuple(inputs),
         ops=own.ops,
         op_inputs=own.inputs,
@@ -214,7 +226,7 @@ def _ops(model: Any) -> tuple[ModelOp, ...]:
         outputs = tuple(_tensor(output) for output in op.outputs())
         if not reads or (kind == "ShapeOf" and op.input(0).get_partial_shape().is_static):
             constant.update(outputs)
-        elif kind == "Transpose":
+        elif kind == _TRANSPOSE:
             same[outputs[0]] = reads[0]
         else:
             ops.append(ModelOp(name=op.friendly_name, type=kind, inputs=reads, outputs=outputs))

@@ -5,20 +5,25 @@ the op whose output the node gives. These are names of the model's ops, which it
 purpose, with gaps: an op that a transformation merged into another loses its name to that one
 (of x * sigmoid(x) the multiplication is named), and an op that was moved past a reshape gets a new
 one and leaves its own to the reshape. This module closes the gaps where the graph leaves one answer
-only, and says None where it does not. The names are never looked into.
+only, else by what is known of the transformations (``merged``), and says None where that does not
+help. The names are never looked into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from nn_meter.builder.backends.executed import ExecutedNode, ModelOp
+from nn_meter.builder.backends.openvino.doubts import reads_more, settled
 
-__all__ = ["Covered", "covered"]
+__all__ = ["Covered", "Merged", "covered"]
+
+Merged = Callable[[], Mapping[str, Set[str]]]
 
 _LAYOUT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Transpose", "Convert"})
-_IN_PLACE = frozenset({"Split", "VariadicSplit", "Concat"})
+_SLICES = frozenset({"Slice", "StridedSlice"})  # several of them become a split
+_IN_PLACE = frozenset({"Split", "VariadicSplit", "Concat"}) | _SLICES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,12 @@ class Covered:
 
 
 def covered(
-    nodes: Sequence[ExecutedNode], named: Sequence[Sequence[str]], ops: Sequence[ModelOp]
+    nodes: Sequence[ExecutedNode],
+    named: Sequence[Sequence[str]],
+    ops: Sequence[ModelOp],
+    *,
+    moves: frozenset[str] = frozenset(),
+    merged: Merged = dict,
 ) -> list[Covered]:
     """Tell what each node covers.
 
@@ -43,10 +53,30 @@ def covered(
         nodes: What was executed; their ``sources`` are not read.
         named: For each node the names that the runtime gives for it, in its order.
         ops: The model's ops in a topological order, each with a name of its own.
+        moves: Names of what is in the model and no op of it, such as transposes.
+        merged: Gives, for names that the runtime gives, those of all ops that they were made of,
+            and maybe more, as far as that is known; called if it is needed.
 
     Returns:
         For each node what it covers.
     """
+    found = _by_names(nodes, named, ops, moves)
+    joined = {op.name: op for op in _joined(ops) if op.type not in _LAYOUT}
+    for i, each in enumerate(found):
+        if each.certain and reads_more(nodes[i], {op.name for op in each.ops}, joined):
+            found[i] = replace(each, certain=False)
+    computing = [each for node, each in zip(nodes, found, strict=True) if node.kind != "const"]
+    if all(each.certain for each in computing) or not (made_of := merged()):
+        return found
+    return _with_doubts_settled(nodes, named, ops, moves, made_of, found, joined)
+
+
+def _by_names(
+    nodes: Sequence[ExecutedNode],
+    named: Sequence[Sequence[str]],
+    ops: Sequence[ModelOp],
+    moves: frozenset[str],
+) -> list[Covered]:
     known = {op.name: op for op in ops}
     direct = [{name for name in names if name in known} for names in named]
     inferred = _inferred(direct, ops)
@@ -55,7 +85,7 @@ def covered(
     open_ended = [
         i
         for i, node in enumerate(nodes)
-        if node.kind == "compute" and not (named[i] and named[i][-1] in known)
+        if node.kind == "compute" and not _ends_known(named[i], known.keys() | moves)
     ]
     computing = {op.name for op in ops if op.type not in _LAYOUT | _IN_PLACE}
     doubtful = _moved_back(open_ended, nodes, computing, direct, inferred)
@@ -67,7 +97,7 @@ def covered(
         found.append(
             Covered(
                 ops=tuple(op for op in ops if op.name in names),
-                certain=i not in doubtful and (bool(names) or not named[i]),
+                certain=i not in doubtful and (bool(names) or moves.issuperset(named[i])),
             )
         )
     return found
@@ -118,7 +148,8 @@ def _moved_back(
 def _inferred(direct: Sequence[Set[str]], ops: Sequence[ModelOp]) -> list[set[str]]:
     """The ops that no node is named after, by the node that covers all that reads them.
 
-    Ops that only change the layout stay out: a node that does so itself may have no name.
+    Ops that only change the layout, and slices, stay out: a node that does so itself may have no
+    name, or another one.
     """
     owners: dict[str, set[int]] = {}
     for i, names in enumerate(direct):
@@ -136,7 +167,7 @@ def _inferred(direct: Sequence[Set[str]], ops: Sequence[ModelOp]) -> list[set[st
         owning = set().union(*(owners.get(reader, set()) for reader in by))
         if len(owning) == 1 and all(owners.get(reader) for reader in by):
             owners[op.name] = owning
-            if op.type not in _LAYOUT:
+            if op.type not in _LAYOUT | _SLICES:
                 inferred[next(iter(owning))].add(op.name)
     return inferred
 
@@ -151,3 +182,59 @@ def _next(start: int, nodes: Sequence[ExecutedNode]) -> list[int]:
             if nodes[i].kind != "compute":
                 reached.update(nodes[i].outputs)
     return found
+
+
+def _ends_known(names: Sequence[str], known: Set[str]) -> bool:
+    return bool(names) and names[-1] in known
+
+
+def _with_doubts_settled(
+    nodes: Sequence[ExecutedNode],
+    named: Sequence[Sequence[str]],
+    ops: Sequence[ModelOp],
+    moves: frozenset[str],
+    merged: Mapping[str, Set[str]],
+    found: Sequence[Covered],
+    joined: Mapping[str, ModelOp],
+) -> list[Covered]:
+    types = {op.name: op.type for op in ops}
+
+    def fitting(i: int, names: Iterable[str]) -> set[str]:
+        """What computes is in no node that does not."""
+        inside = {name for name in names if name in types and types[name] not in _LAYOUT}
+        if nodes[i].kind != "compute":
+            inside = {name for name in inside if types[name] in _IN_PLACE}
+        return inside
+
+    doubtful = [i for i, each in enumerate(found) if not each.certain and nodes[i].kind != "const"]
+    made_of = {
+        i: [fitting(i, merged[name]) for name in named[i] if name in merged] for i in doubtful
+    }
+    covers, in_doubt = settled(
+        nodes,
+        list(joined.values()),
+        {op.name: i for i, each in enumerate(found) if each.certain for op in each.ops},
+        {i: fitting(i, named[i]) for i in doubtful},
+        made_of,
+    )
+    ends = types.keys() | moves
+    told = list(found)
+    for i, inside in covers.items():
+        # Its last name is its output's. One that is not known is of what it was made of.
+        explained = _ends_known(named[i], ends) or not inside.issubset(named[i])
+        if inside and explained:
+            named_too = inside.union(name for name in named[i] if types.get(name) in _LAYOUT)
+            told[i] = Covered(ops=tuple(op for op in ops if op.name in named_too), certain=True)
+    for i, names in in_doubt.items():
+        told[i] = replace(told[i], ops=tuple(op for op in told[i].ops if op.name not in names))
+    return told
+
+
+def _joined(ops: Sequence[ModelOp]) -> Iterator[ModelOp]:
+    """The ops, each as reading what those give whose output it gets by way of the layout's."""
+    same: dict[str, str] = {}
+    for op in ops:
+        reads = tuple(same.get(tensor, tensor) for tensor in op.inputs)
+        if op.type in _LAYOUT and reads:
+            same |= dict.fromkeys(op.outputs, reads[0])
+        yield replace(op, inputs=reads)
