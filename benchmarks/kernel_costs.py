@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 
+NN_METER = str(Path(sys.executable).parent / "nn-meter")
+
+
 def light_models() -> list[Path]:
     """The models that ship with the onnx package."""
     import onnx
@@ -31,7 +34,7 @@ def profiled(model: Path, rules: str, backend: str, budget_s: float) -> dict[str
     """What the command says of a model."""
     asked = ["kernels", str(model), "--rules", rules, "--profile", backend, "--json", "-"]
     answer = subprocess.run(
-        [sys.executable, "-m", "nn_meter.cli.main", *asked, "--budget", str(budget_s)],
+        [NN_METER, *asked, "--budget", str(budget_s)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,

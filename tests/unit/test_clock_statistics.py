@@ -26,6 +26,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from synthetic_runtime import (
     METHOD,
+    REFERENCES,
+    TAIL,
     Disturbance,
     Machine,
     Truth,
@@ -39,7 +41,13 @@ from synthetic_runtime import (
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock import plan, statistics
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import decide
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import BLOCK, HEAD, between
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import (
+    BARRIERS,
+    BLOCK,
+    HEAD,
+    between,
+    without_head,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench, Question
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
     Contrast,
@@ -271,6 +279,63 @@ def test_verdicts_hold_where_loads_are_far_further_apart_than_usual():
     found, missed = verdicts(truth, Disturbance(load=0.06), 120)
     assert found["fused"] / 120 <= limit(0.05, 120)
     assert missed.share <= limit(0.1, missed.n)
+
+
+def one_question(truth, *, missing=()):
+    """A bench with one question that has its references and no loads."""
+    question = Question(name="1", rule="1", design=truth.design(), reference=REFERENCES)
+    question.missing.update(dict.fromkeys(missing, "refused"))
+    rng = np.random.default_rng(3)
+    how = Disturbance(load=0.002)
+    references = [load_of(truth, reference_parts(), how, rng) for _ in range(3)]
+    bench = Bench(
+        questions={"1": question},
+        references={REFERENCES: references},
+        method=METHOD,
+        alpha=0.5,
+        confidence=0.95,
+    )
+
+    def load():
+        question.loads.append(load_of(truth, question.parts(), how, rng))
+        bench.look(question)
+        return question.opinion
+
+    return bench, question, load
+
+
+def test_what_seems_to_fuse_is_open_until_the_tail_was_measured_without_the_head():
+    bench, question, load = one_question(Truth(saved=1.0))
+    load()
+    opinion = load()
+    assert (opinion.verdict, bench.is_settled(question)) == ("undecided", False)
+    assert "without the head was not measured yet" in opinion.reason
+    assert without_head("tanh", TAIL) in question.parts()
+    opinion = load()
+    assert (opinion.verdict, bench.is_settled(question)) == ("fused", True)
+
+
+def test_where_the_tail_cannot_be_measured_without_the_head_the_rest_decides():
+    missing = [without_head(name, TAIL) for name in BARRIERS]
+    bench, question, load = one_question(Truth(saved=1.0), missing=missing)
+    load()
+    assert load().verdict == "fused"
+    assert bench.is_settled(question)
+
+
+def test_a_tail_that_is_dearer_without_the_head_is_measured_once_and_no_more():
+    """Its costs there are too far apart to compare, however often it is loaded."""
+    truth = Truth(saved=1.0, head_layout="plain", tail_layout="plain", reorder=0.0)
+    bench, question, load = one_question(truth)
+    load(), load()
+    for times in question.loads:
+        assert without_head("tanh", TAIL) not in times
+    question.loads.append(load_of(truth, question.parts(), Disturbance(), np.random.default_rng(1)))
+    for name in BARRIERS:
+        if without_head(name, TAIL) in question.loads[-1]:
+            question.loads[-1][without_head(name, TAIL)] += 10.0
+    bench.look(question)
+    assert (question.opinion.verdict, question.opinion.more) == ("fused", False)
 
 
 def test_what_was_decided_is_decided_alike_when_it_is_read_again():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn_meter.builder.backend_meta.fusion_rule_tester import build, find
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import decide_case
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.cases import CALL, decide_case
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.decision import Opinion
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method, design_edge
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.evidence import LatencyEvidence
@@ -120,6 +120,23 @@ def test_only_the_edge_that_runs_otherwise_is_left_open():
     assert [edge.verdict for edge in found.edges] == ["fused", "undecided"]
 
 
+@pytest.mark.parametrize(("opinion", "word"), [(FUSED, "undecided"), (SEPARATE, "separate")])
+def test_a_chain_with_an_edge_that_could_not_be_asked_is_not_fused(opinion, word):
+    asked = {"1": Question(name="1", rule="BF_conv_bn_relu", opinion=opinion, loads=[{}])}
+    bench = Bench(
+        questions=asked,
+        references={},
+        method=Method(),
+        alpha=0.5,
+        confidence=0.95,
+        refused={"clock:BF_conv_bn_relu:2": "no relu of 16 channels"},
+    )
+    case = find.testcase_named("BF_conv_bn_relu", CONFIG)
+    found = LatencyEvidence({"BF_conv_bn_relu": bench}).judge(case, {})
+    assert found.verdict == word
+    assert (found.reason == "no relu of 16 channels") == (word == "undecided")
+
+
 def test_a_rule_that_the_clock_was_not_asked_has_no_verdict_by_it():
     case = find.testcase_named("BF_conv_relu", CONFIG)
     assert Judges("latency", {}).judge(case, {"block": {}}) is None
@@ -162,7 +179,7 @@ def loads(block: float, *, a: float = 5.0, b: float = 3.0, ab: float = 6.0, call
     costs = {"a": a, "b": b, "ab": ab, "block": block}
     return [
         {
-            "call": call,
+            CALL: call,
             **{part: (call + cost) * (1 + rng.normal(0, 0.002)) for part, cost in costs.items()},
         }
         for _ in range(3)
@@ -197,9 +214,11 @@ def test_a_case_that_fits_better_by_what_borders_of_models_can_make_is_undecided
     assert "borders" in found.reason
 
 
-def test_a_case_whose_models_have_too_few_runs_is_no_answer():
-    few = [{part: time for part, time in load.items() if part != "call"} for load in loads(8.0)]
-    assert decide_case(CASES, few, SPREAD, error_rate=0.01).verdict == "undecided"
+@pytest.mark.parametrize("part", [CALL, "a", "ab", "block"])
+def test_where_models_of_a_case_have_too_few_runs_no_other_case_wins(part):
+    few = [{name: time for name, time in load.items() if name != part} for load in loads(8.0)]
+    found = decide_case(CASES, few, SPREAD, error_rate=0.01)
+    assert (found.verdict, found.settled) == ("undecided", False)
 
 
 # --- from the store ------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from contextlib import closing, contextmanager, nullcontext
+from itertools import chain, repeat
 from pathlib import Path
 
 import numpy as np
@@ -302,7 +303,8 @@ class TestWhatEndsTheProcess:
         group = [trial(f"{n}", head="a", block=f"b{n}") for n in range(3)]
         taken = run([group])
         failure = Failure(kind=kind, reason=str(error))
-        assert taken["1"].failures == {"head": failure, "block": failure}
+        assert (taken["1"].failures, taken["1"].visits) == ({}, {})
+        assert taken["1"].lost == {"head": failure, "block": failure}
         assert stored(store, campaign) == {"0": 1, "2": 1}
         assert connection.calls.count(("open", "a")) == 2
 
@@ -318,7 +320,7 @@ def test_a_race_that_fails_leaves_the_process_as_it_is(run, connection, store, c
     faults = iter([BackendError("odd")])
     connection.faults["race"] = lambda: next(faults, None)
     taken = run([[trial("one", head="a"), trial("two", head="a", block="b")]])
-    assert taken["one"].failures == {"head": Failure(kind="failed", reason="odd")}
+    assert taken["one"].lost == {"head": Failure(kind="failed", reason="odd")}
     assert set(taken["two"].visits) == {"head", "block"}
     assert connection.calls.count(("open", "a")) == 1
     assert connection.measuring.loaded == []
@@ -327,12 +329,12 @@ def test_a_race_that_fails_leaves_the_process_as_it_is(run, connection, store, c
 # --- how it ends ---------------------------------------------------------------------------------
 
 
-def test_no_further_group_is_begun_when_it_does_not_go_on(run, connection, store, campaign):
-    answers = iter([True, True, False])
+def test_no_further_trial_is_begun_when_it_does_not_go_on(run, connection, store, campaign):
+    answers = chain([True] * 3, repeat(False))
     groups = [[trial(f"{n}a", head="a"), trial(f"{n}b", head="a")] for n in range(4)]
     taken = run(groups, goes_on=lambda: next(answers))
-    assert list(taken) == ["0a", "0b", "1a", "1b"]
-    assert list(stored(store, campaign)) == ["0a", "0b", "1a", "1b"]
+    assert list(taken) == ["0a", "0b", "1a"]
+    assert list(stored(store, campaign)) == ["0a", "0b", "1a"]
 
 
 def test_nothing_to_do(run, connection):

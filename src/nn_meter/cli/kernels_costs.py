@@ -36,7 +36,7 @@ def profile_options(command: F) -> F:
             "--budget",
             "budget_s",
             metavar="SECONDS",
-            type=click.FloatRange(min=0, min_open=True),
+            type=options.Seconds(),
             help="For timing with --profile; more gives narrower intervals. Default: "
             f"{_BUDGET_S:g}.",
         ),

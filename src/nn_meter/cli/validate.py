@@ -63,7 +63,7 @@ _STDOUT = Path("-")
 @click.option(
     "--budget",
     metavar="SECONDS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.Seconds(),
     help="For loading and timing, all in all. Default: TIME_BUDGET for each pair.",
 )
 @click.option(

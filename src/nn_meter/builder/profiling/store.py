@@ -417,7 +417,10 @@ class Store:
                 elif blob is not None:
                     visits.append((model, digest, self._read(_samples, blob)))
             if visits and visits[0][0] == _GATE:
-                level_ns = int(visits.pop(0)[2][0])
+                gate = visits.pop(0)[2]
+                if not len(gate):
+                    continue  # nobody knows at what speed it was
+                level_ns = int(gate[0])
                 found.setdefault(name, []).append(
                     StoredTrial(visits=visits, level_ns=level_ns, notes=notes)
                 )

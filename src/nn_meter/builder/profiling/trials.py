@@ -64,6 +64,8 @@ class Loaded:
         visits: For each part the visits, each with the ns of the runs that count.
         level_ns: What the speed gate's work took at full speed; 0: there was no gate.
         failures: Parts whose model cannot be loaded or run, and why.
+        lost: Parts that were timed when all that was loaded went down, which one of them, or
+            something else, brought about: it is for whoever asked to say whether they failed.
         runs: How many runs there were.
         counted: How many of them count.
         runtime_s: Seconds of the runs that count.
@@ -72,6 +74,7 @@ class Loaded:
     visits: Mapping[str, list[Samples]] = field(default_factory=dict)
     level_ns: int = 0
     failures: Mapping[str, Failure] = field(default_factory=dict)
+    lost: Mapping[str, Failure] = field(default_factory=dict)
     runs: int = 0
     counted: int = 0
 
@@ -142,7 +145,7 @@ class TrialRunner:
         Args:
             groups: Trials that share models.
             take: Told what came of each trial, once that is stored.
-            goes_on: Asked before each group is begun: whether to begin it.
+            goes_on: Asked before each trial, from threads, too: whether to begin it.
 
         Whatever ends it early, Ctrl-C or an error: trials that are finished are stored, those under
         way are not, and the runner cannot be used again.
@@ -156,7 +159,8 @@ class TrialRunner:
                     seed = self._rng.getrandbits(32)
                     caller = self._idle.get()
                     group = self._next(waiting, caller)
-                    running[self._pool.submit(self._group, caller, group, found, seed)] = found
+                    task = self._pool.submit(self._group, caller, group, found, seed, goes_on)
+                    running[task] = found
                 if not running:
                     return
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -225,10 +229,13 @@ class TrialRunner:
         trials: Sequence[Trial],
         found: SimpleQueue[tuple[Trial, Loaded]],
         seed: int,
+        goes_on: Callable[[], bool],
     ) -> None:
         opened: set[str] = set()
         try:
             for number, trial in enumerate(trials):
+                if number and not goes_on():
+                    return
                 later = {m.hash for t in trials[number + 1 :] for m in t.models.values()}
                 found.put((trial, self._trial(caller, trial, opened, seed + number)))
                 self._drop(caller, opened, opened - later)
@@ -279,7 +286,7 @@ class TrialRunner:
         except NNMeterError as exc:  # nobody knows which of them it was
             if isinstance(exc, _AND_ALL_IT_HAD_LOADED):
                 self._drop(caller, opened, opened)
-            return Loaded(failures={**dict.fromkeys(ready, failure_of(exc)), **failures})
+            return Loaded(failures=failures, lost=dict.fromkeys(ready, failure_of(exc)))
         for part, digest in list(ready.items()):
             if digest in answer["failed"]:
                 failures[part] = failure_of(decode_error(answer["failed"][digest]))

@@ -8,6 +8,7 @@ fitted to the time of the whole model, so that comparing with it says something.
 from __future__ import annotations
 
 import math
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from nn_meter.progress import Progress, logged
 __all__ = ["Cost", "Costs", "time_kernels"]
 
 _MS = 1e-6
+_COLD = 12  # kernels of each kind that tell what it costs if caches do not hold weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,8 @@ def time_kernels(
         cuts, failed = _cuts(cutter, kernels)
         ops = _ops(cutter, graph)
         whole, call = cutter.whole(), call_model()
-        cold = [e for cut in cuts for e in (cut.behind, cut.feeding) if e is not None]
-        warm = [e for cut in cuts for e in (cut.alone, cut.both)]
+        cold = [e for cut in _chosen(cuts) for e in (cut.behind, cut.feeding) if e is not None]
+        warm = [excerpt for cut in cuts for excerpt in cut.excerpts()]
         warm += [excerpt for excerpt in ops.values() if excerpt is not None]
         timed = time_excerpts(
             connection,
@@ -159,6 +161,14 @@ def _cuts(cutter: Cutter, kernels: Sequence[Kernel]) -> tuple[list[Cut], dict[st
         if cut is not None:
             found.append(cut)
     return found, failed
+
+
+def _chosen(cuts: Sequence[Cut]) -> list[Cut]:
+    """Kernels that are timed behind the whole model, too: those with most weights, and any."""
+    different = list({cut.key: cut for cut in cuts}.values())
+    different.sort(key=lambda cut: cut.weights, reverse=True)
+    heaviest, others = different[:_COLD], different[_COLD:]
+    return heaviest + random.sample(others, min(_COLD, len(others)))
 
 
 def _ops(cutter: Cutter, graph: Graph) -> dict[str, Excerpt | None]:

@@ -44,14 +44,14 @@ class _Base:
         variance: Of that, outputs converted.
         conversions_ns: What it costs to give what feeds it as outputs.
         conversions_variance: Of that.
-        behind_ns: How much more the kernel takes behind the whole model.
+        behind_ns: How much more the kernel takes behind the whole model; None: not known.
     """
 
     ns: float
     variance: float
     conversions_ns: float
     conversions_variance: float
-    behind_ns: float
+    behind_ns: float | None
 
 
 def costs_of(
@@ -153,15 +153,15 @@ def _base(cut: Cut, timed: Timed, call: str, spread: float) -> _Base | None:
         name: math.pi / 2 * (_middle(times.warm) * spread) ** 2 / len(times.warm)
         for name, times in (("before", before), ("behind", behind), ("both", both))
     }
-    cold = warm
+    more = None
     if behind.behind and before.behind:
-        cold = _middle(behind.behind) - _middle(before.behind)
+        more = _middle(behind.behind) - _middle(before.behind) - warm
     return _Base(
         ns=warm,
         variance=errors["before"] + errors["both"],
         conversions_ns=_middle(both.warm) - _middle(behind.warm),
         conversions_variance=errors["both"] + errors["behind"] if cut.shares else 0.0,
-        behind_ns=cold - warm,
+        behind_ns=more,
     )
 
 
@@ -185,10 +185,12 @@ def _conversions(cuts: Sequence[Cut], bases: Mapping[str, _Base]) -> dict[str, t
 
 def _weight_rate(cuts: Sequence[Cut], bases: Mapping[str, _Base]) -> float:
     """What a byte of weights costs that the caches do not hold, in ns."""
-    known = {cut.key: cut for cut in cuts if cut.key in bases}
+    known = {
+        (cut.weights, cut.written): bases[cut.key].behind_ns
+        for cut in cuts
+        if cut.key in bases and bases[cut.key].behind_ns is not None
+    }
     if not known:
         return 0.0
-    sizes = np.asarray([[cut.weights, cut.written] for cut in known.values()], dtype=np.float64)
-    more = np.asarray([bases[key].behind_ns for key in known])
-    rates, _ = nnls(sizes, more)
+    rates, _ = nnls(np.asarray(list(known), np.float64), np.asarray(list(known.values())))
     return float(rates[0])

@@ -19,8 +19,8 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
 __all__ = ["BLOCK", "CALL", "decide_case"]
 
 BLOCK = "block"
-CALL = "call"
-"""Part of the model that costs no more than its call."""
+CALL = "(call)"
+"""Part of the model that costs no more than its call: no model of a test case has that name."""
 
 _BORDERS = 0.2
 """Of the block: what the borders of models may make of a difference between two cases.
@@ -59,7 +59,7 @@ def decide_case(
         if rest is not None:
             found[case] = signs, rest.value
     block = Contrast.of(loads, {BLOCK: 1, CALL: -1}, spread)
-    if not found or block is None or block.value <= 0:
+    if len(found) < len(models_of) or block is None or block.value <= 0:
         return Opinion(verdict="undecided", reason="too few of the runs were at full speed")
     order = sorted(found, key=lambda case: abs(found[case][1]))
     if len(order) == 1:

@@ -138,20 +138,27 @@ def decide(
         usable = _paid(usable, tails)
     usable = _precise(usable)
     if not usable:
-        return Opinion(verdict="undecided", reason="no control could be measured")
+        return Opinion(verdict="undecided", reason="no control could be measured", unsure=True)
     control = _second(usable) if design.elementwise else _held_against(usable)
     added = Contrast.of(loads, {BLOCK: 1, HEAD: -1}, spread)
     saved = Contrast.of(
         loads, {HEAD: 1, between(control, tail=True): 1, BLOCK: -1, between(control): -1}, spread
     )
     if added is None or saved is None:
-        return Opinion(verdict="undecided", reason="too few of the runs were at full speed")
-    apart = _apart(design, loads, usable, spread) if layout in ("none", "plain") else None
+        return Opinion(
+            verdict="undecided", reason="too few of the runs were at full speed", unsure=True
+        )
+    compared = layout in ("none", "plain")
+    apart = _apart(design, loads, usable, spread) if compared else None
     if apart is not None and apart.value < usable[control].value:
         saved = apart.plus(added, -1)
     costs = _costs(design, loads, reference, tails if layout == "own" else usable, spread)
     if costs is None:
-        return Opinion(verdict="undecided", reason="what the ops cost by themselves is not known")
+        return Opinion(
+            verdict="undecided",
+            reason="what the ops cost by themselves is not known",
+            unsure=True,
+        )
     if idle := _idle(costs, error_rate):
         return Opinion(
             verdict="free",
@@ -166,7 +173,7 @@ def decide(
         opinion,
         control=control,
         near=tuple(name for name in BARRIERS if name in near),
-        more=opinion.verdict != "separate" and apart is None and layout in ("none", "plain"),
+        more=compared and opinion.verdict != "separate" and not _is_apart(design, loads),
     )
 
 
@@ -236,6 +243,12 @@ def _apart(
     if min(one, other) <= 0 or max(one, other) > _SAME_PLACE * min(one, other):
         return None
     return found[there]
+
+
+def _is_apart(design: Design, loads: Sequence[Times]) -> bool:
+    """Whether the tail was measured behind a barrier in the head's place."""
+    parts = {without_head(name, design.tail) for name in design.barriers}
+    return any(not parts.isdisjoint(load) for load in loads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +347,7 @@ def _weigh(saved: Contrast, scale: Contrast, alpha: float, error_rate: float) ->
     if above < 0:
         return replace(known, verdict="separate", settled=high < _LITTLE * floor)
     if scale.value < 2 * scale.error:
-        return replace(known, reason="what the cheaper op costs is lost in the noise")
+        return replace(known, reason="what the cheaper op costs is lost in the noise", unsure=True)
     if below > 0:
         return replace(known, verdict="fused", settled=True)
     return replace(known, reason="the interval of what is saved holds EPS_ALPHA", unsure=True)

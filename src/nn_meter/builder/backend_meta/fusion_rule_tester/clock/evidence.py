@@ -58,6 +58,8 @@ class LatencyEvidence:
             obey = verdict == "fused"
         elif verdict in case.cases:
             return Verdict.of(verdict, self.name, clock=saving)
+        if obey and (reason := self._refused(case, bench)):
+            return Verdict.none("undecided", reason, evidence=self.name)
         edges: tuple[Edge, ...] = ()
         if isinstance(case, BasicFusion) and len(case.ops) > 2:
             edges = tuple(
@@ -74,6 +76,11 @@ class LatencyEvidence:
             edges=edges,
             clock=saving,
         )
+
+    def _refused(self, case: BaseTestCase, bench: Bench) -> str:
+        """Why an edge of a chain could not be asked; empty: all were."""
+        found = (why for name, why in bench.refused.items() if f":{case.name}:" in name)
+        return next(found, "")
 
 
 def _where_alike(questions: Sequence[Question], graph: Verdict | None) -> list[Opinion]:

@@ -54,10 +54,12 @@ _GROUP = 12  # questions that share the models of a head
 _PARTS = 3  # of the questions, one after the other, get their first loads, ...
 _FIRST = 3  # ... so many: where loading takes long, there are verdicts before all were loaded once
 _MAKING = 3  # times the budget is what making models may take: TensorFlow's take as long as timing
+_LOST = 3  # loads that went down, of models that had run: then they are taken for the reason
 _AT_ONCE = 4  # groups whose models are made together
 _TOO_LATE = Opinion(
     verdict="undecided",
     reason="making its models took too long for the time (TIME_BUDGET; of validate, --budget)",
+    settled=True,
 )
 _MOST_S = 4.0  # for the models of one load; a core that is slow for so long is left for later
 
@@ -87,13 +89,11 @@ class Measured:
 
     Attributes:
         bench: The questions, with what the clock says of each.
-        refused: Questions that cannot be built, and why.
         runs, counted: How many runs there were, and how many of them were at full speed.
         build_s, convert_s, measure_s: Seconds that each took.
     """
 
     bench: Bench
-    refused: Mapping[str, str] = field(default_factory=dict)
     runs: int = 0
     counted: int = 0
     build_s: float = 0.0
@@ -155,6 +155,7 @@ def bench_of(
         method=method,
         alpha=alpha,
         confidence=confidence,
+        refused=refused,
     )
     for name, question in questions.items():
         keys, trials = _keys_of(question), known.get(name, ())
@@ -307,6 +308,7 @@ class _Measurement:
     progress: Progress
     done: Measured = field(init=False)
     tries: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
     end_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -372,7 +374,8 @@ class _Measurement:
             some = groups[at : at + _AT_ONCE]
             if found and time.monotonic() - start > limit_s:
                 for question in chain(*some):
-                    question.opinion = _TOO_LATE
+                    if not question.loads:
+                        question.opinion = _TOO_LATE
                 continue
             for question in chain(*some):
                 if question.design is not None:
@@ -393,13 +396,14 @@ class _Measurement:
             if times := times_of(loaded.visits, loaded.level_ns, bench.method.replicas):
                 bench.references[trial.name].append(times)
 
-        groups = []
-        for name, models in references.items():
-            trial, _ = _trial(name, _keys(models), self.shelf, bench.spread)
-            if trial.models:
-                known = len(bench.references[name])
-                groups += [[trial]] * (bench.method.first_loads - known)
-        runner.run(groups, take=take, goes_on=self._goes_on)
+        # one load of each at a time: two in a row get the same places in memory
+        for count in range(bench.method.first_loads):
+            groups = []
+            for name, models in references.items():
+                trial, _ = _trial(name, _keys(models), self.shelf, bench.spread)
+                if trial.models and len(bench.references[name]) <= count:
+                    groups.append([trial])
+            runner.run(groups, take=take, goes_on=self._goes_on)
         bench.learn()
 
     def _pass(self, runner: TrialRunner, groups: Sequence[Sequence[Question]]) -> bool:
@@ -433,13 +437,30 @@ class _Measurement:
         question = bench.questions[trial.name]
         for part, failure in loaded.failures.items():
             question.missing[part] = _reason(part, failure)
-        if times := times_of(loaded.visits, loaded.level_ns, bench.replicas(question)):
+        if loaded.lost:
+            self._lose(trial, loaded.lost)
+        times = times_of(loaded.visits, loaded.level_ns, bench.replicas(question))
+        if times:
             question.loads.append(times)
         question.cost_s += loaded.runtime_s
-        bench.look(question)
+        if times or question.impossible:  # no other look at what was looked at
+            bench.look(question)
         settled = sum(bench.is_settled(q) for q in bench.questions.values())
         name = trial.name.removeprefix(_PREFIX)
         self.progress("clock", settled, len(bench.questions), name)
+
+    def _lose(self, trial: Trial, lost: Mapping[str, Failure]) -> None:
+        """Take notice of a load that went down: a few times, of one that had run, that is chance.
+
+        Something else may have ended the process: for want of memory, say.
+        """
+        question = self.bench.questions[trial.name]
+        self.lost[trial.name] = self.lost.get(trial.name, 0) + 1
+        if question.loads and self.lost[trial.name] < _LOST:
+            return
+        for part, failure in lost.items():
+            question.missing[part] = _reason(part, failure)
+            self.store.add_failure(self.campaign, trial.name, part, trial.digests[part], failure)
 
     def _count(self, loaded: Loaded) -> None:
         self.done.runs += loaded.runs

@@ -41,6 +41,7 @@ NOT_REACHED = Opinion(
 )
 
 _LOADS_OF_TAIL = 2
+_UNCONFIRMED = "it saves enough, but what the tail costs without the head was not measured yet"
 _UNSETTLED = Opinion(verdict="undecided", reason="nothing was measured")
 
 
@@ -63,7 +64,6 @@ class Question:
         with_heads_away: Whether the models without the head are asked for, too.
         with_tail: Whether the tail alone is timed, too, in the first loads: the formula needs it.
         cost_s: Seconds that timing its models took.
-        decided_at_s: When it was settled, since the measuring began.
     """
 
     name: str
@@ -80,7 +80,6 @@ class Question:
     with_heads_away: bool = False
     with_tail: bool = False
     cost_s: float = 0.0
-    decided_at_s: float | None = None
 
     def chains(self) -> dict[str, Chain]:
         """What is to be built for its next load, by part."""
@@ -104,7 +103,15 @@ class Question:
     @property
     def is_begun(self) -> bool:
         """Whether it was loaded, or found to be impossible."""
-        return bool(self.loads or self.missing)
+        return bool(self.loads or self.impossible)
+
+    @property
+    def is_without_heads(self) -> bool:
+        """Whether none of the models with the tail and without the head is to be had."""
+        if self.design is None:
+            return True
+        tail = self.design.tail
+        return all(without_head(name, tail) in self.missing for name in self.design.barriers)
 
     @property
     def impossible(self) -> str:
@@ -124,6 +131,7 @@ class Bench:
         alpha: EPS_ALPHA.
         confidence: With which each verdict holds.
         thorough: Go on with what is separate until it surely saves little, while there is time.
+        refused: Questions that cannot be built, and why.
     """
 
     questions: Mapping[str, Question]
@@ -132,6 +140,7 @@ class Bench:
     alpha: float
     confidence: float
     thorough: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
     spread: Spread = field(init=False)
     clock: Callable[[], float] = time.monotonic
     started_s: float = field(init=False)
@@ -177,11 +186,13 @@ class Bench:
             # a verdict of any look holds with the confidence asked for: the looks share the error
             opinion = before
         opinion = replace(opinion, near=before.near or opinion.near)
-        if opinion.more and not question.with_heads_away:
+        if opinion.more and question.is_without_heads:
+            opinion = replace(opinion, more=False)  # they are not to be had
+        if opinion.more:
             question.with_heads_away = True
+            if opinion.verdict == "fused":
+                opinion = replace(opinion, verdict="undecided", reason=_UNCONFIRMED)
         question.opinion = opinion
-        if self.is_settled(question) and question.decided_at_s is None:
-            question.decided_at_s = self.clock() - self.started_s
 
     def _choose(self, question: Question) -> None:
         """Choose the controls of the next loads: that is no verdict, and costs no error."""

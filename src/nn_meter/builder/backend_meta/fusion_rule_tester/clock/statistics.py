@@ -77,7 +77,10 @@ class Spread:
     @classmethod
     def from_json(cls, data: Mapping[str, float]) -> Spread:
         """Read ``to_json`` back."""
-        return cls(variance=float(data["variance"]), freedom=float(data["freedom"]))
+        found = cls(variance=float(data["variance"]), freedom=float(data["freedom"]))
+        if not (0 <= found.variance < math.inf and 0 < found.freedom < math.inf):
+            raise ValueError("a spread has a variance, and degrees of freedom")
+        return found
 
 
 _LEAST_FREEDOM, _MOST_FREEDOM = 4.0, 40.0
