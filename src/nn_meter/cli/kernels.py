@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nn_meter.builder.workspace import atomic_write, make_folder, write_json
+from nn_meter.builder.workspace import Workspace, atomic_write, make_folder, write_json
 from nn_meter.cli import options
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
 from nn_meter.cli.kernels_costs import (
@@ -186,6 +187,11 @@ def _shapes(given: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
+def _workspace_for(backend: str) -> AbstractContextManager[Workspace]:
+    """A temporary workspace with the defaults, to ask a backend from."""
+    return temporary_workspace(backend, like=None, given={}, asked={"OTHER_TESTCASES": []})
+
+
 def _checked(
     found: _Found,
     detector: KernelDetector,
@@ -199,7 +205,7 @@ def _checked(
     from nn_meter.builder.backends.interface import connect_backend
     from nn_meter.kernel_detector.check import check, warn_of_another_runtime
 
-    with temporary_workspace(name, like=None, given={}, asked={"OTHER_TESTCASES": []}) as workspace:
+    with _workspace_for(name) as workspace:
         backend = connect_backend(name, workspace)
         warn_of_another_runtime(detector.rules, backend)
         checked = check(model, found.graph, found.kernels, backend, shapes=shapes)
@@ -217,7 +223,7 @@ def _suggested(
     """Learn what the rules lack; the check is that of the rules as they were."""
     from dataclasses import replace
 
-    with temporary_workspace(name, like=None, given={}, asked={"OTHER_TESTCASES": []}) as workspace:
+    with _workspace_for(name) as workspace:
         suggested = suggest(
             model,
             found.graph,
@@ -242,7 +248,7 @@ def _profiled(
     """Time the kernels."""
     from dataclasses import replace
 
-    with temporary_workspace(name, like=None, given={}, asked={"OTHER_TESTCASES": []}) as workspace:
+    with _workspace_for(name) as workspace:
         profiled = profile(
             model,
             found.graph,
