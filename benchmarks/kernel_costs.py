@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 NN_METER = str(Path(sys.executable).parent / "nn-meter")
 
 
