@@ -159,6 +159,17 @@ def test_a_rule_whose_turn_did_not_come_is_open_if_the_clock_was_asked_at_all(be
     )
 
 
+def test_auto_takes_the_formula_for_a_rule_whose_turn_did_not_come():
+    asked = {"1": Question(name="1", rule="BF_conv_relu")}
+    asked["2"] = Question(name="2", rule="BF_conv_bn", opinion=SEPARATE, loads=[{}])
+    bench = Bench(questions=asked, references={}, method=Method(), alpha=0.5, confidence=0.95)
+    case = find.testcase_named("BF_conv_relu", CONFIG)
+    entries = {name: {"latency": "1.0 +- 0.0"} for name in ("conv", "relu", "block")}
+    found = Judges("auto", {}, {"BF_conv_relu": bench}).judge(case, entries)
+    assert (found.evidence, found.obey) == ("formula", True)
+    assert found.others == {"latency": None}
+
+
 def test_auto_takes_the_clock_before_the_formula_and_says_what_that_says():
     entries = {name: {"latency": "1.0 +- 0.0"} for name in ("conv", "relu", "block")}
     found = judged("BF_conv_relu", SEPARATE, choice="auto", entries=entries)

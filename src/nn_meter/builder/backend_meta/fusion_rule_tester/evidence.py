@@ -98,9 +98,13 @@ class Judges:
             return self._formula.judge(case, models)
         latency = self._latency.judge(case, models, graph)
         formula = self._by_formula(case, models)
-        order = [graph, latency] if self._choice == "auto" else [latency]
+        order = [latency]
         if self._choice == "auto":
-            order = [formula, *order] if _decides_itself(case) else [*order, formula]
+            order = [graph, latency, formula]
+            if _decides_itself(case):
+                order = [formula, graph, latency]
+            elif latency is not None and latency.clock is not None and not latency.clock.loads:
+                order = [graph, formula, latency]  # its turn did not come: nothing speaks for it
         found = [verdict for verdict in order if verdict is not None]
         if not found:
             return None
