@@ -65,6 +65,16 @@ def test_behind_an_activation_the_heavy_op_does_not_speak_alone() -> None:
     assert types(graph("Relu"), given)[-1] == "conv-relu-add-relu"
 
 
+def test_of_two_alike_one_that_executes_nothing_is_in_the_other_ones_kernel() -> None:
+    b = Builder()
+    x, y = b.input(), b.input()
+    inner = b.op("Concat", x, y, shape=(1, 32, 8, 8), axis=1)
+    graph = b.graph(b.relu(b.op("Concat", inner, x, shape=(1, 48, 8, 8), axis=1)))
+    free = {"obey": None, "verdict": "free", "free": ["concat"]}
+    given = {"BF_concat_concat": free, "BF_concat_relu": free}
+    assert types(graph, given) == ["concat-concat", "relu"]
+
+
 def test_linear_ops_join_a_heavy_one_only_next_to_it() -> None:
     def fc(b: Builder, x: str) -> str:
         return b.op("Gemm", x, b.constant(shape=(8, 8)), shape=(1, 8))

@@ -157,8 +157,11 @@ class Rulebook:
 
     def _answer(self, rule: Rule, place: Place, asked: tuple[str, ...]) -> Answer:
         situation, found = _finding(rule, place)
+        verdict = "undecided" if found is None else found.verdict
+        if verdict == "free" and len(set(asked)) == 1:
+            verdict = "fused"  # one of two that are alike executes nothing: both are in one kernel
         return Answer(
-            verdict="undecided" if found is None else found.verdict,
+            verdict=verdict,
             rule=rule.name,
             situation=situation,
             asked=asked,
