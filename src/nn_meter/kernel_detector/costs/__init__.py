@@ -208,10 +208,12 @@ def _costs(
                 failed.setdefault(cut.kernel.name, timed.failed[excerpt.key])
     alone = [warm_ns(timed.times.get(cut.alone.key)) for cut in cuts]
     single = [warm_ns(timed.times.get(e.key)) if e is not None else None for e in ops.values()]
+    kept = {cut.kernel.name: cutter.kept(cut.kernel) for cut in cuts}
+    kernels = costs_of(cuts, timed, call.key, kept)
+    for name in kept.keys() - kernels.keys() - failed.keys():
+        failed[name] = "too few of its runs were at full speed within the time"
     return Costs(
-        kernels=costs_of(
-            cuts, timed, call.key, {cut.kernel.name: cutter.kept(cut.kernel) for cut in cuts}
-        ),
+        kernels=kernels,
         whole=Cost(ns=whole.ns - call_ns, low=whole.low - call_ns, high=whole.high - call_ns),
         alone_ns=_sum(alone, call_ns),
         ops_alone_ns=_sum(single, call_ns),
