@@ -167,8 +167,9 @@ def _sums(costs: Costs) -> str:
     ratio = costs.sum.ns / costs.whole.ns - 1
     lacking = f", {len(costs.failed)} are not in it" if costs.failed else ""
     return (
-        f"the sum of {len(costs.kernels)} kernels is {_time(costs.sum)} ms{lacking}, the whole model "
-        f"takes {_time(costs.whole)} ms ({ratio:+.1%}); {costs.models} models loaded {costs.passes} times"
+        f"the sum of {len(costs.kernels)} kernels is {_time(costs.sum)} ms{lacking}, the whole "
+        f"model takes {_time(costs.whole)} ms ({ratio:+.1%}); {costs.models} models loaded "
+        f"{costs.passes} times"
     )
 
 
