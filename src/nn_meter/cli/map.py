@@ -46,7 +46,7 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
     "--testcases",
     metavar="NAMES",
     help="Ask only these, e.g. conv_relu,MON. Default: the default test cases, and what the map's "
-    "first table shows.",
+    "first table shows, and the pairs that networks are made of.",
 )
 @click.option(
     "--rules",
