@@ -40,9 +40,9 @@ def test_the_walk_through_a_large_graph_is_quick():
         ExecutedNode(name=str(i), type="N", inputs=(f"t{i}",), outputs=(f"t{i + 1}",))
         for i in reversed(range(n))
     )
-    start = time.monotonic()
+    start = time.process_time()
     assert len(ExecutedGraph(nodes=nodes, inputs=("t0",)).behind(["t0"])) == n
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_circle_ends():

@@ -216,7 +216,7 @@ def test_a_hang_is_ended_with_all_that_was_started(worker):
         TimeLimitError, match=r"^my_backend took longer than its time limit of 0\.3"
     ):
         worker.call("sleep", 0.3, seconds=60)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
     assert gone(pid)
     assert gone(child)
     assert worker.call("state")[1:] == ["ready", 1]
@@ -235,7 +235,7 @@ def test_a_daemon_that_holds_the_streams_does_not_hold_us(worker, monkeypatch):
     try:
         started = time.monotonic()
         worker.stop()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 30
         assert worker.call("echo", value=1) == 1
     finally:
         os.kill(daemon, signal.SIGKILL)

@@ -491,10 +491,10 @@ HOSTILE = {
 @pytest.mark.parametrize("made", HOSTILE.values(), ids=HOSTILE)
 def test_a_model_that_cannot_be_is_refused_at_once(write, made):
     path = write(**made)
-    start_s = time.monotonic()
+    start_s = time.process_time()
     with pytest.raises(ModelFileError, match=r"model\.onnx: "):
         read_model(path)
-    assert time.monotonic() - start_s < 5
+    assert time.process_time() - start_s < 5
 
 
 def deep_model():

@@ -172,15 +172,17 @@ def test_what_a_race_is_asked_for(run, connection):
     for asked in connection.races:
         assert (asked["visits"], asked["runs"], asked["most_s"]) == (3, 2, 4.0)
         assert asked["gated"] is True
-        assert 0 <= asked["least_s"] < 0.5
+        assert asked["least_s"] >= 0
     assert len({asked["seed"] for asked in connection.races}) == 3
     assert set(connection.limits) == {("open", 60.0), ("race", 64.0), ("drop", 60.0)}
 
 
 def test_timing_takes_a_share_of_what_loading_took(run, connection):
     connection.faults["slow"] = lambda: time.sleep(0.2)
+    start = time.monotonic()
     run([[trial("one", head="slow")]], share=3.0)
-    assert 0.6 <= connection.races[0]["least_s"] < 0.9
+    wall_s = time.monotonic() - start
+    assert 3.0 * 0.2 <= connection.races[0]["least_s"] < 3.0 * wall_s
 
 
 def test_trials_of_a_group_share_their_models(run, connection):
