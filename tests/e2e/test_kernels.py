@@ -183,6 +183,21 @@ def test_kernels_are_timed(user, backend):
     assert f"time on {backend}" in (user.folder / "k.html").read_text(encoding="utf-8")
 
 
+def test_kernels_of_a_tflite_model_are_timed(user):
+    for package in ("ai_edge_litert", "tensorflow"):
+        pytest.importorskip(package)
+    user.succeed("create", "--tflite-workspace", "ws")
+    user.succeed("ruletest", "generate", "--workspace", "ws", "--testcases", "conv_hswish")
+    model = "ws/fusion_rule_test/models/BF_conv_hswish_block"
+    asked = ("--rules", RULES["onnxruntime_cpu"], "--profile", "tflite_cpu", "--budget", "1")
+    told = of_json(user.succeed("kernels", model, *asked, "--json", "-"))["profile"]
+    assert told["failed"] == {}
+    costs = told["kernels"]
+    assert [name.partition("#")[0] for name in costs] == ["conv", "hswish"]
+    conv, hswish = costs.values()
+    assert conv["value"] > hswish["value"]  # 144 products for each number of the other
+
+
 def small_model(path: Path) -> str:
     """Four convolutions, the last two alike and behind one like them, and a pool."""
     rng = np.random.default_rng(0)

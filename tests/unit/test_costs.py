@@ -283,7 +283,7 @@ class Machine:
 
     def _excerpt(self, key, warm, behind):
         self._add(key, warm, behind)
-        return Excerpt(key=key, make=lambda: None, shapes=[], weights=0)
+        return Excerpt(key=key, make=lambda: None, shapes=[], weights=0, parts=None)
 
     def _add(self, key, warm, behind):
         self.timed.times[key] = Times(warm=self._passes(warm), behind=self._passes(behind))

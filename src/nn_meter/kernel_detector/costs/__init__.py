@@ -1,8 +1,9 @@
 """What kernels cost: each cut out of its model and timed as inside it.
 
-``cutting`` makes the models, ``timing`` loads and times them pass by pass, ``estimate`` tells from
-that what each kernel takes, and how sure that is. No part of it names a runtime, and no figure is
-fitted to the time of the whole model, so that comparing with it says something.
+``parts`` takes the model apart, ``cutting`` makes models of the parts, ``timing`` loads and times
+them pass by pass, ``estimate`` tells from that what each kernel takes, and how sure that is. No
+part of it names a runtime, and no figure is fitted to the time of the whole model, so that
+comparing with it says something.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nn_meter.builder.backends.base import BaseBackend
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
 from nn_meter.kernel_detector.check.prepare import prepare
-from nn_meter.kernel_detector.costs.cutting import Cut, Cutter, Excerpt, call_model
+from nn_meter.kernel_detector.costs.cutting import Cut, Cutter, Excerpt
 from nn_meter.kernel_detector.costs.estimate import Cost, cost_of, costs_of, warm_ns
 from nn_meter.kernel_detector.costs.timing import Timed, time_excerpts
 from nn_meter.kernel_detector.graph import Graph
@@ -106,7 +107,7 @@ def time_kernels(
     """Time the kernels of a model, each as inside it.
 
     Args:
-        model_path: The model; an ``.onnx`` file, or one that becomes one.
+        model_path: The model.
         graph: What was read of it.
         kernels: What rules made of that.
         backend: A backend, connected.
@@ -133,7 +134,7 @@ def time_kernels(
         cutter = Cutter(copy, graph, kernels)
         cuts, failed = _cuts(cutter, kernels)
         ops = _ops(cutter, graph)
-        whole, call = cutter.whole(), call_model()
+        whole, call = cutter.whole(), cutter.call()
         cold = [e for cut in _chosen(cuts) for e in (cut.behind, cut.feeding) if e is not None]
         warm = [excerpt for cut in cuts for excerpt in cut.excerpts()]
         warm += [excerpt for excerpt in ops.values() if excerpt is not None]

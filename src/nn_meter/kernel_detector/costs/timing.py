@@ -219,8 +219,7 @@ class _Timing:
     def _convert(self, excerpt: Excerpt, name: str) -> str:
         place = self._folder / name
         place.mkdir()
-        file = place / f"{name}.onnx"
-        excerpt.write(file)
+        file = excerpt.write(place / name)
         answer: Any = self._connection.measuring.call(
             "convert",
             self._time_limit_s,
