@@ -26,6 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _BUDGET_S = 120.0
 _MOST_FAILED = 5
+_BUSY = 0.7  # with fewer runs at full speed than that, times are long and their sums are off
 
 
 def profile_options(command: F) -> F:
@@ -152,6 +153,12 @@ def print_profiled(found: Profiled) -> None:
     """Print the sums."""
     costs = found.costs
     click.echo(f"timed on {one_line(found.backend)}: {_sums(costs)}")
+    if costs.full_speed < _BUSY:
+        click.echo(
+            f"only {costs.full_speed:.0%} of the runs were at full speed: the machine is busy, and "
+            "times are longer than they are on a quiet one, those of large models most of all; "
+            "run it again when it is quiet"
+        )
     if costs.alone_ns is not None and costs.ops_alone_ns is not None:
         click.echo(
             f"each cut out alone: kernels {_ms(costs.alone_ns)} ms, single ops, which cannot fuse, "

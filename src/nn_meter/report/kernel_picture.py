@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,23 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kind:
+    """The kernels of one type.
+
+    Attributes:
+        type: Of all.
+        count: How many they are.
+        ms: What those that were timed take together; None: none was.
+        share: Their part of all that was timed.
+    """
+
+    type: str
+    count: int
+    ms: float | None
+    share: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Line:
     """An edge between two boxes, as an SVG path."""
 
@@ -53,6 +71,8 @@ def kernel_page(
     types_of: Mapping[str, str],
 ) -> str:
     """The page, as HTML that needs nothing else.
+
+    Kernels that were timed have ``ms``, ``low_ms``, ``high_ms`` and ``share`` as attributes.
 
     Args:
         kernels: Of the model, in its order.
@@ -72,13 +92,35 @@ def kernel_page(
         rules=rules,
         facts=facts,
         kernels=kernels,
-        types=Counter(kernel.type for kernel in kernels).most_common(),
+        kinds=_kinds(kernels),
+        timed=any(kernel.attributes.get("ms") is not None for kernel in kernels),
         boxes=boxes,
         lines=lines,
         drawn=drawn,
         width=max((box.x + box.width for box in boxes), default=0) + _ACROSS,
         height=max((box.y + box.height for box in boxes), default=0) + _DOWN,
     )
+
+
+def _kinds(kernels: Sequence[Kernel]) -> list[Kind]:
+    """The types, by what they take together, else by how many they are."""
+    counts = Counter(kernel.type for kernel in kernels)
+    found = [
+        Kind(
+            type=kind,
+            count=count,
+            ms=_sum(kernels, kind, "ms"),
+            share=_sum(kernels, kind, "share"),
+        )
+        for kind, count in counts.most_common()
+    ]
+    return sorted(found, key=lambda kind: -math.inf if kind.ms is None else kind.ms, reverse=True)
+
+
+def _sum(kernels: Sequence[Kernel], kind: str, attribute: str) -> float | None:
+    values = [kernel.attributes.get(attribute) for kernel in kernels if kernel.type == kind]
+    known = [value for value in values if value is not None]
+    return math.fsum(known) if known else None
 
 
 def _draw(kernels: Sequence[Kernel], types_of: Mapping[str, str]) -> tuple[list[Box], list[Line]]:
@@ -159,7 +201,9 @@ def _text(kernel: Kernel, types_of: Mapping[str, str]) -> list[str]:
     ops = [f"{types_of.get(op, '?')}  {_short(op)}" for op in kernel.ops]
     if len(ops) > _MOST_LINES:
         ops = [*ops[: _MOST_LINES - 1], f"and {len(ops) - _MOST_LINES + 1} more"]
-    return [kernel.type, *ops]
+    ms, share = kernel.attributes.get("ms"), kernel.attributes.get("share")
+    time = [f"{ms:.3f} ms, {share:.1%}"] if ms is not None and share is not None else []
+    return [kernel.type, *ops, *time]
 
 
 def _short(name: str) -> str:

@@ -47,6 +47,7 @@ class Costs:
         failed: Kernel or op -> why it could not be timed.
         models: How many models were timed: equal ones once.
         passes: How often each was loaded.
+        full_speed: Share of the runs that counted, as the processor was at full speed.
     """
 
     kernels: Mapping[str, Cost]
@@ -56,6 +57,7 @@ class Costs:
     failed: Mapping[str, str] = field(default_factory=dict)
     models: int = 0
     passes: int = 0
+    full_speed: float = 1.0
 
     @property
     def sum(self) -> Cost:
@@ -90,6 +92,7 @@ class Costs:
             "failed": dict(self.failed),
             "models": self.models,
             "passes": self.passes,
+            "full_speed": _rounded(self.full_speed),
         }
 
 
@@ -221,6 +224,7 @@ def _costs(
         failed=failed,
         models=len(timed.times),
         passes=timed.passes,
+        full_speed=timed.counted / timed.runs if timed.runs else 1.0,
     )
 
 

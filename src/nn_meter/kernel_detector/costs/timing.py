@@ -57,12 +57,16 @@ class Timed:
         times: By the excerpt's key.
         failed: Excerpt -> why it cannot be timed.
         passes: How many there were.
+        runs: How many runs of models in turn.
+        counted: How many of them counted: the processor was at full speed.
     """
 
     whole: Times = field(default_factory=Times)
     times: dict[str, Times] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     passes: int = 0
+    runs: int = 0
+    counted: int = 0
 
 
 def time_excerpts(
@@ -175,6 +179,8 @@ class _Timing:
                 **{"seed": self._rng.getrandbits(32), "most_s": most_s},
                 gated=self._connection.gated,
             )
+            self._found.runs += found["runs"]
+            self._found.counted += found["counted"]
             times = {_WHOLE: self._found.whole, **self._found.times}
             for key, visited in found["visits"].items():
                 _keep(times[key].warm, [ns for visit in visited for ns in visit])
