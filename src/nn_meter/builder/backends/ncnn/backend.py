@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +33,7 @@ from nn_meter.builder.backends.ncnn.convert import (
 from nn_meter.builder.backends.ncnn.graph import Layer, executed, param_text, read_layers
 from nn_meter.builder.backends.ncnn.merge import Part, Shares, convert_many
 from nn_meter.builder.backends.ncnn.weights import layer_weights
+from nn_meter.builder.backends.words import native_words
 from nn_meter.errors import (
     ConversionError,
     GraphUnavailableError,
@@ -47,7 +43,7 @@ from nn_meter.errors import (
 )
 from nn_meter.reference import reference_inputs
 
-__all__ = ["NcnnCPUBackend", "NcnnSession"]
+__all__ = ["NcnnCPUBackend", "NcnnSession", "ncnn_module"]
 
 # Arithmetic in float32 with weights and tensors kept as such, so that outputs can be compared.
 _OFF = (
@@ -59,10 +55,13 @@ _OFF = (
     "use_vulkan_compute",
 )
 
-_STANDARD_ERROR = Lock()  # models are converted in threads
 
+def ncnn_module() -> ModuleType:
+    """Ncnn.
 
-def _ncnn() -> ModuleType:
+    Raises:
+        NotInstalledError: It cannot be imported.
+    """
     try:
         import ncnn
     except ImportError as exc:
@@ -72,24 +71,7 @@ def _ncnn() -> ModuleType:
 
 
 def _has_layer(layer_type: str) -> bool:
-    return int(_ncnn().layer_to_index(layer_type)) >= 0
-
-
-@contextmanager
-def _native_words() -> Iterator[list[str]]:
-    """Catch what ncnn prints: it answers with a number, and says on standard error why."""
-    words: list[str] = []
-    sys.stderr.flush()
-    with _STANDARD_ERROR, TemporaryFile() as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield words
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            words += file.read().decode("utf-8", "replace").splitlines()
+    return int(ncnn_module().layer_to_index(layer_type)) >= 0
 
 
 class NcnnSession:
@@ -143,7 +125,7 @@ class NcnnSession:
         return outputs
 
     def _filled(self, feeds: Sequence[Array]) -> list[Any]:
-        mat = _ncnn().Mat
+        mat = ncnn_module().Mat
         mats = []
         for feed, port in zip(feeds, self._ports.inputs, strict=True):
             array = np.asarray(feed, dtype=np.float32)
@@ -188,20 +170,20 @@ class NcnnCPUBackend(SessionBackend):
         ]
 
     def _shares(self, layers: Sequence[Layer], weights: bytes) -> list[bytes] | None:
-        with _native_words():
-            return layer_weights(layers, weights, net=self._net(), ncnn=_ncnn())
+        with native_words():
+            return layer_weights(layers, weights, net=self._net(), ncnn=ncnn_module())
 
     def describe(self) -> Environment:
         return Environment(
             runtime="ncnn",
-            version=str(_ncnn().__version__),
+            version=str(ncnn_module().__version__),
             device="CPU",
             threads=self.threads,
             options={"pnnx": pnnx_version()},
         )
 
     def _net(self) -> Any:
-        net = _ncnn().Net()
+        net = ncnn_module().Net()
         net.opt.num_threads = self.threads
         for option in _OFF:
             if hasattr(net.opt, option):
@@ -211,11 +193,19 @@ class NcnnCPUBackend(SessionBackend):
     def _loaded(self, converted_model: str) -> Any:
         param = Path(converted_model)
         net = self._net()
-        with _native_words() as words:
+        with native_words() as words:
             loaded = net.load_param(str(param)) == 0 and net.load_model(str(bin_of(param))) == 0
         if not loaded:
             raise RuntimeError("; ".join(words) or "it gives no reason")
+        self._accept(net)
         return net
+
+    def _accept(self, net: Any) -> None:
+        """Refuse a model whose layers ncnn has loaded; here none is.
+
+        Raises:
+            ModelRejectedError: It is not run as this backend should run it.
+        """
 
     def open(self, converted_model: str, shapes: Shapes) -> NcnnSession:
         words: list[str] = []
@@ -227,7 +217,7 @@ class NcnnCPUBackend(SessionBackend):
             if shapes and found != wanted:
                 raise RuntimeError(f"its inputs are {found}, but should be {wanted}")
             feeds = reference_inputs([shape[1:] for shape in found])
-            with _native_words() as words:
+            with native_words() as words:
                 return NcnnSession(net, ports, feeds)
         except (OSError, ValueError, RuntimeError) as exc:
             reason = "; ".join([str(exc), *words])
@@ -256,7 +246,7 @@ class NcnnCPUBackend(SessionBackend):
         self, models: Sequence[tuple[str, Shapes]], save_path: str, shares: Shares | None = None
     ) -> list[Part | ConversionError]:
         pnnx_program()
-        _ncnn()
+        ncnn_module()
         wrong = {path for path, _ in models if model_format(path) != "onnx"}
         parts = iter(
             convert_many(
@@ -272,18 +262,19 @@ class NcnnCPUBackend(SessionBackend):
         if isinstance(part, ConversionError):
             return part
         net = self._net()
-        with _native_words() as words:
+        with native_words() as words:
             code = net.load_param_mem(param_text(part.layers))
         if code:
             reason = "; ".join(words) or "it gives no reason"
             return ModelRejectedError(f"ncnn refuses the model: {reason}")
         try:
+            self._accept(net)
             return _shown(net, part.layers, part.inputs)
-        except GraphUnavailableError as exc:
+        except (GraphUnavailableError, ModelRejectedError) as exc:
             return exc
 
     def test_connection(self) -> str:
-        _ncnn()
+        ncnn_module()
         pnnx_version()
         return super().test_connection()
 
@@ -305,8 +296,8 @@ def _shown(net: Any, layers: Sequence[Layer], inputs: Sequence[str]) -> Executed
     written = [(layer.type, layer.name) for layer in layers]
     if found != written:
         raise GraphUnavailableError(
-            f"ncnn {_ncnn().__version__} does not execute the layers of its file as they stand: "
-            f"there are {len(written)}, and it has {len(found)} when loaded; nn-meter knows no "
-            "other way to tell what it executes"
+            f"ncnn {ncnn_module().__version__} does not execute the layers of its file as they "
+            f"stand: there are {len(written)}, and it has {len(found)} when loaded; nn-meter knows "
+            "no other way to tell what it executes"
         )
     return executed(layers, inputs)

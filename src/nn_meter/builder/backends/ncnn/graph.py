@@ -13,7 +13,14 @@ from dataclasses import dataclass
 
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, Kind
 
-__all__ = ["Layer", "executed", "param_text", "read_layers"]
+__all__ = [
+    "Layer",
+    "activated_types",
+    "executed",
+    "param_text",
+    "read_layers",
+    "without_activations",
+]
 
 _MAGIC = "7767517"
 
@@ -206,3 +213,26 @@ def _type(layer: Layer) -> str:
 def _named(names: Sequence[str], number: int) -> str:
     """A name by its number; one that a newer ncnn has, and this table lacks, by the number."""
     return names[number] if 0 <= number < len(names) else f"#{number}"
+
+
+def activated_types(graph: ExecutedGraph) -> set[str]:
+    """Types of the nodes that say that an activation is part of them."""
+    return {
+        node.type
+        for node in graph.nodes
+        if node.type.partition("[")[0] in _ACTIVATED and "[" in node.type
+    }
+
+
+def without_activations(text: str) -> str:
+    """A ``.param`` file without the activations that are part of other layers."""
+    lines = []
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] in _ACTIVATED:
+            key = _ACTIVATED[words[0]]
+            words = [
+                word for word in words if not word.startswith((f"{key}=", f"-233{key + 1:02}="))
+            ]
+        lines.append(" ".join(words))
+    return "\n".join([*lines, ""])
