@@ -1,4 +1,5 @@
-"""ONNX Runtime on the CPU of this host, the embedded default.
+"""ONNX Runtime: on the CPU of this host, the embedded default, and on other execution providers.
 
-Who lives here: `backend`, `graph`, `recorded`, `settings`.
+Who lives here: `asked` (the key PROVIDERS), `backend`, `graph`, `plugins`, `probe`, `providers`,
+`recorded`, `settings`, `values`.
 """

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the only module that imports it."""
+"""ONNX Runtime on the CPU, and what it shares with the other execution providers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from nn_meter.builder.backends.base import (
     Array,
@@ -20,13 +20,27 @@ from nn_meter.builder.backends.base import (
     time_calls,
 )
 from nn_meter.builder.backends.executed import ExecutedGraph
+from nn_meter.builder.backends.onnxruntime.asked import CPU, Provider, asked_providers
 from nn_meter.builder.backends.onnxruntime.graph import import_onnx, read_graph
+from nn_meter.builder.backends.onnxruntime.plugins import add_plugin, register_plugin
 from nn_meter.builder.backends.onnxruntime.values import tensor_values
 from nn_meter.builder.backends.values import TracedGraph
-from nn_meter.errors import GraphUnavailableError, ModelRejectedError, NotInstalledError
+from nn_meter.errors import (
+    ConfigError,
+    GraphUnavailableError,
+    ModelRejectedError,
+    NNMeterError,
+    NotInstalledError,
+)
 from nn_meter.reference import reference_inputs
 
-__all__ = ["OnnxRuntimeCPUBackend", "OnnxRuntimeSession"]
+__all__ = [
+    "OnnxRuntimeBackend",
+    "OnnxRuntimeCPUBackend",
+    "OnnxRuntimeSession",
+    "import_onnxruntime",
+    "not_written",
+]
 
 
 _USUAL = "all"
@@ -38,7 +52,12 @@ _LEVELS = {
 }
 
 
-def _onnxruntime() -> ModuleType:
+def import_onnxruntime() -> ModuleType:
+    """The package onnxruntime.
+
+    Raises:
+        NotInstalledError: It cannot be imported.
+    """
     # Its Linux wheel has telemetry on: without this, importing it writes a device id into the home
     # directory. Later calls that turn it off are too late for that.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -62,7 +81,7 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, session: Any, feeds: Sequence[Array]) -> None:
-        ort = _onnxruntime()
+        ort = import_onnxruntime()
         self._session = session
         self.inputs = [tensor.name for tensor in session.get_inputs()]
         self._binding = session.io_binding()
@@ -89,12 +108,24 @@ class OnnxRuntimeSession:
         self._kept.clear()
 
 
-class OnnxRuntimeCPUBackend(SessionBackend):
-    """ONNX Runtime's CPU execution provider; loads ``.onnx`` files as they are."""
+class OnnxRuntimeBackend(SessionBackend):
+    """ONNX Runtime; loads ``.onnx`` files as they are."""
 
-    runs_here = True
     takes = ("onnx", "torch")
-    tried = ("onnxruntime 1.31", "onnxruntime 1.32")
+    tried: ClassVar[tuple[str, ...]] = ("onnxruntime 1.31", "onnxruntime 1.32")
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """The execution providers that PROVIDERS asks for, most wanted first.
+
+        Raises:
+            ConfigError: It asks for what cannot be.
+        """
+        return asked_providers(self.configs)
+
+    def update_configs(self) -> None:
+        super().update_configs()
+        _ = self.providers  # what cannot be is refused before anything is done
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None
@@ -108,18 +139,83 @@ class OnnxRuntimeCPUBackend(SessionBackend):
         """How much ONNX Runtime may change a graph: a key of ``_LEVELS``."""
         return str(self.configs.get("GRAPH_OPTIMIZATION") or _USUAL)
 
+    def open(self, converted_model: str, shapes: Shapes) -> OnnxRuntimeSession:
+        return self._opened(converted_model, shapes, self._options())
+
+    def _written_to(self, path: Path) -> Any:
+        """Options that have the optimized model written to a file."""
+        options = self._options()
+        options.optimized_model_filepath = str(path)
+        # Weights beside the file: they are not looked at, and may be more than a file holds.
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "weights.bin"
+        )
+        return options
+
+    def _options(self, level: str = "") -> Any:
+        options = import_onnxruntime().SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.graph_optimization_level = getattr(
+            import_onnxruntime().GraphOptimizationLevel, _LEVELS[level or self.graph_optimization]
+        )
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options
+
+    def _opened(self, converted_model: str, shapes: Shapes, options: Any) -> OnnxRuntimeSession:
+        try:
+            session = self._session(converted_model, options)
+            return OnnxRuntimeSession(session, reference_inputs(shapes))
+        except NNMeterError:
+            raise
+        except Exception as exc:
+            raise ModelRejectedError(f"ONNX Runtime refuses the model: {exc}") from exc
+
+    def _session(self, model: str, options: Any) -> Any:
+        """An ``onnxruntime.InferenceSession``."""
+        ort = import_onnxruntime()
+        plugins = [asked for asked in self.providers if asked.plugin]
+        for asked in plugins:
+            register_plugin(ort, asked)
+            add_plugin(ort, options, asked)
+        own = [(asked.name, dict(asked.options)) for asked in self.providers if not asked.plugin]
+        return ort.InferenceSession(
+            str(model),
+            options,
+            providers=None if plugins else own,  # the CPU's is there in any case
+            enable_fallback=0,  # else a provider that cannot be had is silently another one
+        )
+
+    def test_connection(self) -> str:
+        import_onnxruntime()
+        return super().test_connection()
+
+
+class OnnxRuntimeCPUBackend(OnnxRuntimeBackend):
+    """ONNX Runtime's CPU execution provider."""
+
+    runs_here = True
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        providers = super().providers or (Provider(CPU),)
+        if other := [asked.name for asked in providers if asked.name != CPU]:
+            raise ConfigError(
+                f"backend_config.yaml: PROVIDERS names {', '.join(other)}, but onnxruntime_cpu "
+                "runs on the CPU; the backend onnxruntime_providers runs where PROVIDERS says"
+            )
+        return providers
+
     def describe(self) -> Environment:
         level = self.graph_optimization
         return Environment(
             runtime="onnxruntime",
-            version=str(_onnxruntime().__version__),
+            version=str(import_onnxruntime().__version__),
             device="CPU",
             threads=self.threads,
             options={} if level == _USUAL else {"graph_optimization": level},
         )
-
-    def open(self, converted_model: str, shapes: Shapes) -> OnnxRuntimeSession:
-        return self._opened(converted_model, shapes, self._options())
 
     def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
         import_onnx()  # where it is missing, that is known before anything is loaded
@@ -130,7 +226,7 @@ class OnnxRuntimeCPUBackend(SessionBackend):
                 session = self._opened(converted_model, shapes, options)
             except ModelRejectedError as exc:
                 self.open(converted_model, shapes).close()  # a model that is refused, is here, too
-                raise _not_written(exc.__cause__) from exc
+                raise not_written(exc.__cause__) from exc
             inputs = session.inputs
             session.close()
             return read_graph(path, inputs)
@@ -160,49 +256,12 @@ class OnnxRuntimeCPUBackend(SessionBackend):
             except GraphUnavailableError:
                 raise
             except Exception as exc:
-                raise _not_written(exc) from exc
+                raise not_written(exc) from exc
         return TracedGraph(graph=graph, executed=executed, written=written)
 
-    def _written_to(self, path: Path) -> Any:
-        """Options that have the optimized model written to a file."""
-        options = self._options()
-        options.optimized_model_filepath = str(path)
-        # Weights beside the file: they are not looked at, and may be more than a file holds.
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "weights.bin"
-        )
-        return options
 
-    def _options(self, level: str = "") -> Any:
-        options = _onnxruntime().SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.graph_optimization_level = getattr(
-            _onnxruntime().GraphOptimizationLevel, _LEVELS[level or self.graph_optimization]
-        )
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return options
-
-    def _opened(self, converted_model: str, shapes: Shapes, options: Any) -> OnnxRuntimeSession:
-        try:
-            session = self._session(converted_model, options)
-            return OnnxRuntimeSession(session, reference_inputs(shapes))
-        except Exception as exc:
-            raise ModelRejectedError(f"ONNX Runtime refuses the model: {exc}") from exc
-
-    def _session(self, model: str, options: Any) -> Any:
-        """An ``onnxruntime.InferenceSession``."""
-        return _onnxruntime().InferenceSession(
-            str(model), options, providers=["CPUExecutionProvider"]
-        )
-
-    def test_connection(self) -> str:
-        _onnxruntime()
-        return super().test_connection()
-
-
-def _not_written(cause: BaseException | None) -> GraphUnavailableError:
+def not_written(cause: BaseException | None) -> GraphUnavailableError:
+    """The error for a model that runs, but of which the optimized model cannot be had."""
     return GraphUnavailableError(
         f"ONNX Runtime runs the model, but cannot write down what it made of it: {cause}"
     )

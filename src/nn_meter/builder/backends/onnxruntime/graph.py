@@ -14,7 +14,7 @@ from typing import Any
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, Kind
 from nn_meter.errors import GraphUnavailableError
 
-__all__ = ["import_onnx", "read_graph"]
+__all__ = ["graph_of", "import_onnx", "read_graph"]
 
 _VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 _MOVES = frozenset(
@@ -72,11 +72,21 @@ def read_graph(path: Path, inputs: Sequence[str] | None = None) -> ExecutedGraph
     """
     onnx = import_onnx()
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph
+        model = onnx.load(str(path), load_external_data=False)
     except Exception as exc:
         raise GraphUnavailableError(
             f"onnx {onnx.__version__} cannot read the model that ONNX Runtime optimized: {exc}"
         ) from exc
+    return graph_of(model, inputs)
+
+
+def graph_of(model: Any, inputs: Sequence[str] | None = None) -> ExecutedGraph:
+    """As ``read_graph``, of a model in memory.
+
+    Raises:
+        Exception: Whatever onnx raises on a model that ONNX Runtime did not write.
+    """
+    onnx, graph = import_onnx(), model.graph
     constants = {tensor.name for tensor in graph.initializer}
     constants |= {tensor.values.name for tensor in graph.sparse_initializer}
     if inputs is None:  # models of old versions name their weights among the inputs

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from nn_meter.builder.backends.base import (
     Array,
-    ComesLater,
     Environment,
     Samples,
     Session,
@@ -29,22 +28,35 @@ from nn_meter.builder.backends.base import (
     time_calls,
 )
 from nn_meter.builder.backends.executed import ExecutedGraph
-from nn_meter.builder.backends.inputs import match_inputs, natural_key
+from nn_meter.builder.backends.openvino.devices import (
+    AskedDevice,
+    check_devices,
+    execution_devices,
+    is_processor,
+)
 from nn_meter.builder.backends.openvino.graph import name_apart, read_graph
+from nn_meter.builder.backends.openvino.models import (
+    import_openvino,
+    read_model,
+    static_shapes,
+    words_of,
+)
 from nn_meter.builder.backends.openvino.native import NativeCore, Port, load_library
 from nn_meter.builder.backends.openvino.transformed import compile_and_show
 from nn_meter.builder.backends.openvino.written import name_as_written
 from nn_meter.errors import (
     ConversionError,
     DeviceError,
+    GraphUnavailableError,
     ModelRejectedError,
-    NotInstalledError,
+    NNMeterError,
 )
 from nn_meter.reference import reference_inputs
 
 __all__ = [
     "OpenVINOBackend",
     "OpenVINOCPUBackend",
+    "OpenVINOGPUBackend",
     "OpenVINOProfiler",
     "OpenVINOSession",
     "OpenVINOVPUBackend",
@@ -52,50 +64,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_TELEMETRY = "openvino_telemetry"
 _SMALL = 1_000_000  # bytes of a model file: what is compiled of it is kept in memory
-_SIGNATURE_PREFIX = "serving_default_"
 _TRANSPOSED = "ConvolutionBackpropData"
-
-
-def _openvino() -> ModuleType:
-    try:
-        with _without_telemetry():
-            import openvino
-    except ImportError as exc:
-        raise NotInstalledError.for_extra("openvino", "openvino") from exc
-    module: ModuleType = openvino
-    return module
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO from reporting to its vendor, which it does as soon as it is imported.
-
-    Where the package ``openvino_telemetry`` cannot be imported OpenVINO puts a stub in its place.
-    """
-    missing = object()
-    before = sys.modules.get(_TELEMETRY, missing)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # "cannot be imported"
-    try:
-        yield
-    finally:
-        if before is missing:
-            del sys.modules[_TELEMETRY]
-        else:
-            sys.modules[_TELEMETRY] = before  # type: ignore[assignment]
-
-
-@contextmanager
-def _root_logger_kept() -> Iterator[None]:
-    """Undo what a conversion that fails leaves behind: a root logger that is nearly mute."""
-    root = logging.getLogger()
-    level, handlers, filters = root.level, list(root.handlers), list(root.filters)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        root.handlers[:], root.filters[:] = handlers, filters
+_CPU = "CPU"
+_PRECISION = "INFERENCE_PRECISION_HINT"
 
 
 @contextmanager
@@ -103,8 +75,10 @@ def _refusals() -> Iterator[None]:
     """Turn whatever goes wrong with a model into the refusal of it."""
     try:
         yield
+    except NNMeterError:
+        raise
     except Exception as exc:
-        raise ModelRejectedError(f"OpenVINO refuses the model: {_words(exc)}") from exc
+        raise ModelRejectedError(f"OpenVINO refuses the model: {words_of(exc)}") from exc
 
 
 class OpenVINOSession:
@@ -122,7 +96,7 @@ class OpenVINOSession:
 
     def _bound(self, feeds: Sequence[Array]) -> tuple[Any, list[Array]]:
         """An infer request on arrays, and these: the request does not keep them alive."""
-        ov = _openvino()
+        ov = import_openvino()
         request = self._compiled.create_infer_request()
         kept = [np.ascontiguousarray(feed) for feed in feeds]
         for position, feed in enumerate(kept):
@@ -155,12 +129,21 @@ class OpenVINOBackend(SessionBackend):
     profiler_class = OpenVINOProfiler
     takes = ("onnx", "torch", "tensorflow")
     tried = ("openvino 2026.4",)
+    usual_device: ClassVar[str] = "CPU"
+    """Where it runs if ``DEVICE`` does not say."""
     _known_core: Any = None
+    _probed: _Probed | None = None
 
     @property
     def device(self) -> str:
-        """OpenVINO's name of the device, e.g. ``CPU``."""
-        return str(self.configs.get("DEVICE") or "CPU")
+        """OpenVINO's name of the device, e.g. ``CPU``, ``GPU.1`` or ``HETERO:NPU,CPU``."""
+        return str(self.configs.get("DEVICE") or self.usual_device)
+
+    @property
+    def runs_here(self) -> bool:  # type: ignore[override]  # it depends on the configuration
+        """Whether models run on this processor. Where OpenVINO may choose, it is asked."""
+        asked = AskedDevice.read(self.device)
+        return is_processor(self._probe().ran if asked.mode == "AUTO" else asked.names)
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None
@@ -180,16 +163,16 @@ class OpenVINOBackend(SessionBackend):
             return str(model_path)
         if model_format(path) != "saved_model":
             raise self.refuse(model_path)
-        ov = _openvino()
+        ov = import_openvino()
         target = Path(save_path) / f"{path.name}.xml"
         with tempfile.TemporaryDirectory(prefix=".openvino-", dir=save_path) as folder:
             made = Path(folder) / "model.xml"
             try:
-                model = _read(ov, ov.Core(), path, input_shape or ())
+                model = read_model(ov, ov.Core(), path, input_shape or ())
                 ov.save_model(model, str(made), compress_to_fp16=False)
             except Exception as exc:
                 raise ConversionError(
-                    f"{path.name}: OpenVINO cannot convert it: {_words(exc)}"
+                    f"{path.name}: OpenVINO cannot convert it: {words_of(exc)}"
                 ) from exc
             # The .xml comes last and goes first: where there is one, both files are whole.
             target.unlink(missing_ok=True)
@@ -199,7 +182,7 @@ class OpenVINOBackend(SessionBackend):
 
     def _overlooks_activations(self, path: Path) -> bool:
         """Whether a ``.tflite`` file has ops that may have lost their activation when read."""
-        ov = _openvino()
+        ov = import_openvino()
         try:
             ops = self._shared_core(ov).read_model(str(path)).get_ops()
         except RuntimeError:  # it is refused, in OpenVINO's words, when it is loaded
@@ -207,40 +190,111 @@ class OpenVINOBackend(SessionBackend):
         return any(op.get_type_name() == _TRANSPOSED for op in ops)
 
     def describe(self) -> Environment:
-        ov = _openvino()
-        core = self._core(ov)
+        ov = import_openvino()
+        probed = self._probe()
+        names = {name: self._full_name(name) for name in probed.ran}
+        options: dict[str, Any] = {"device_name": ", ".join(names.values())}
+        if probed.ran != (self.device,):
+            options["execution_devices"] = list(probed.ran)
         return Environment(
             runtime="openvino",
             version="-".join(ov.__version__.split("-")[:2]),  # release and build; a branch follows
             device=self.device,
             threads=self.threads,
-            options={"device_name": core.get_property(self.device, "FULL_DEVICE_NAME")},
+            dtype=probed.dtype,
+            options=options,
         )
 
+    def _full_name(self, device: str) -> str:
+        core = self._shared_core(import_openvino())
+        try:
+            return str(core.get_property(device, "FULL_DEVICE_NAME"))
+        except RuntimeError:  # not every plugin has one
+            return device
+
     def open(self, converted_model: str, shapes: Shapes) -> Session:
-        ov = _openvino()
+        ov = import_openvino()
         core = self._core(ov)
         with _refusals():
             compiled = self._compiled(ov, core, Path(converted_model), shapes)
-            return OpenVINOSession(compiled, reference_inputs(_feed_shapes(compiled)))
+            session = OpenVINOSession(compiled, reference_inputs(_feed_shapes(compiled)))
+            self._check_where(compiled)  # once more: a run may move it elsewhere
+            return session
+
+    def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
+        """Compile a model, and read what OpenVINO's CPU plugin executes of it.
+
+        Raises:
+            ModelRejectedError: OpenVINO refuses the model.
+            GraphUnavailableError: Another plugin executes it: what those say was never held
+                against what they execute.
+        """
+        ov = import_openvino()
+        core = self._core(ov)
+        with _refusals():
+            model = read_model(ov, core, Path(converted_model), shapes)
+            static_shapes(model)
+        if not is_processor(ran := self._probe().ran):
+            raise GraphUnavailableError(
+                f"what OpenVINO executes is read from its CPU plugin only, and {self.device} runs "
+                f"models on {', '.join(ran)}"
+            )
+        if model_format(converted_model) == "tflite":
+            name_as_written(ov, model, Path(converted_model))
+        name_apart(model)
+        with _refusals():
+            compiled, merged = compile_and_show(core, model, self.device, self._properties())
+            self._check_where(compiled)
+        return read_graph(model, compiled, merged)
 
     def _compiled(self, ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
-        model = _read(ov, core, path, shapes)
-        _static_shapes(model)
-        return core.compile_model(model, self.device, self._properties())
+        model = read_model(ov, core, path, shapes)
+        static_shapes(model)
+        compiled = core.compile_model(model, self.device, self._properties())
+        self._check_where(compiled)
+        return compiled
+
+    def _check_where(self, compiled: Any) -> None:
+        """Refuse a model that runs elsewhere than it should."""
+        AskedDevice.read(self.device).check(execution_devices(compiled), self._probe().ran)
 
     def test_connection(self) -> str:
-        self._core(_openvino())
+        self._probe()
         return super().test_connection()
 
     def _core(self, ov: ModuleType) -> Any:
-        core = self._shared_core(ov)
-        device, devices = self.device.partition(".")[0], core.available_devices
-        if device not in {name.partition(".")[0] for name in devices}:
-            raise DeviceError(
-                f"OpenVINO finds no device {self.device} here; there is: {', '.join(devices)}"
-            )
-        return core
+        """OpenVINO's core, once the device was seen to be there, and to run something."""
+        self._probe()
+        return self._shared_core(ov)
+
+    def _probe(self) -> _Probed:
+        """Once: see that the device is there, and what it runs a model of one op on, and how.
+
+        Raises:
+            DeviceError: It is not there, or OpenVINO runs the model elsewhere.
+        """
+        if self._probed is None:
+            ov = import_openvino()
+            core = self._shared_core(ov)
+            asked = AskedDevice.read(self.device)
+            check_devices(asked, core.available_devices)
+            model = _one_op(ov)
+            refused = None
+            for properties in self._property_sets(core.available_devices):
+                try:
+                    compiled = core.compile_model(model, self.device, properties)
+                    compiled.create_infer_request().infer()
+                    break
+                except RuntimeError as exc:
+                    refused = refused or exc
+            else:
+                raise DeviceError(
+                    f"OpenVINO cannot run a model of one op on {self.device}: {words_of(refused)}"
+                ) from refused
+            ran = execution_devices(compiled)
+            asked.check(ran, ran, DeviceError)
+            self._probed = _Probed(ran=ran, properties=properties, dtype=_dtype(compiled, ran))
+        return self._probed
 
     def _shared_core(self, ov: ModuleType) -> Any:
         """One for all models: making one, and asking it for its devices, takes 5 ms."""
@@ -249,18 +303,45 @@ class OpenVINOBackend(SessionBackend):
         return self._known_core
 
     def _properties(self) -> dict[str, Any]:
-        properties = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        if self.device == "CPU":
-            properties |= {
-                "INFERENCE_NUM_THREADS": self.threads,
-                # Pinning sets the thread's affinity three times a run, which is timed (2 µs).
-                "ENABLE_CPU_PINNING": False,
-            }
-        return properties
+        """How models are compiled."""
+        return dict(self._probe().properties)
+
+    def _property_sets(self, available: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """How models should be compiled, and what may do where a device does not know all of it."""
+        asked = AskedDevice.read(self.device)
+        names = asked.among(available)
+        properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        if asked.mode == "AUTO" and not is_processor(names):
+            # or it would run on the CPU first, and wherever something fails
+            properties |= {"ENABLE_STARTUP_FALLBACK": False, "ENABLE_RUNTIME_FALLBACK": False}
+        one, exact = {"NUM_STREAMS": 1}, {_PRECISION: "f32"}
+        # An NPU computes in f16 only.
+        for wanted in ({**one, **exact}, exact, one, {}):
+            each: dict[str, dict[str, Any]] = {name: dict(wanted) for name in names}
+            if _CPU in each:
+                each[_CPU] = {
+                    **one,
+                    **exact,
+                    "INFERENCE_NUM_THREADS": self.threads,
+                    # Pinning sets the thread's affinity three times a run, which is timed (2 µs).
+                    "ENABLE_CPU_PINNING": False,
+                }
+            yield properties | ({"DEVICE_PROPERTIES": each} if asked.mode else each[self.device])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Probed:
+    """What compiling a model of one op told.
+
+    Attributes:
+        ran: The devices that ran it.
+        properties: How it was compiled.
+        dtype: What it computed with.
+    """
+
+    ran: tuple[str, ...]
+    properties: Mapping[str, Any]
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +394,7 @@ class OpenVINOCPUBackend(OpenVINOBackend):
         key = (str(path), state.st_mtime_ns, state.st_size, str([list(s) for s in shapes]))
         if (known := self._exported.get(key)) is not None:
             return known
-        ov = _openvino()
+        ov = import_openvino()
         compiled = self._compiled(ov, self._core(ov), path, shapes)
         if any(port.partial_shape.is_dynamic for port in compiled.outputs):
             return None
@@ -326,78 +407,47 @@ class OpenVINOCPUBackend(OpenVINOBackend):
             self._exported[key] = found
         return found
 
-    def executed_graph(self, converted_model: str, shapes: Shapes) -> ExecutedGraph:
-        ov = _openvino()
-        core = self._core(ov)
-        with _refusals():
-            model = _read(ov, core, Path(converted_model), shapes)
-            _static_shapes(model)
-        if model_format(converted_model) == "tflite":
-            name_as_written(ov, model, Path(converted_model))
-        name_apart(model)
-        with _refusals():
-            compiled, merged = compile_and_show(core, model, self.device, self._properties())
-        return read_graph(model, compiled, merged)
 
-
-class OpenVINOVPUBackend(ComesLater, OpenVINOBackend):
+class OpenVINOVPUBackend(OpenVINOBackend):
     """OpenVINO on ``DEVICE``, by default ``NPU``, the successor of the VPU stick."""
 
-    later = "openvino_vpu comes with the next release; openvino_cpu runs on this computer"
-
-    @property
-    def device(self) -> str:
-        return str(self.configs.get("DEVICE") or "NPU")
+    usual_device = "NPU"
 
 
-def _read(ov: ModuleType, core: Any, path: Path, shapes: Shapes) -> Any:
-    """Read a model of any format, with static shapes and its inputs and outputs in order.
+class OpenVINOGPUBackend(OpenVINOBackend):
+    """OpenVINO on ``DEVICE``, by default ``GPU``."""
 
-    ``shapes`` are the inputs', without the batch dimension; empty: those of the file.
+    usual_device = "GPU"
 
-    Raises:
-        ValueError: The file's inputs have other shapes.
-        RuntimeError: OpenVINO cannot read it.
-    """
-    if model_format(path) == "saved_model":
-        # What OpenVINO's users are told to call for TensorFlow. It simplifies the graph beyond
-        # reading it, which changes what is executed (fc after reshape).
-        with _root_logger_kept():
-            model, by_name = ov.convert_model(str(path)), True
-    else:
-        model = core.read_model(str(path))
-        by_name = any(_name(port).startswith(_SIGNATURE_PREFIX) for port in model.inputs)
-    order = list(range(len(model.inputs)))
-    if shapes or by_name:
-        found = [_shape(port) for port in model.inputs]
-        order = match_inputs(
-            [_name(port) for port in model.inputs],
-            found,
-            shapes or [(shape or ())[1:] for shape in found],
-            by_name=by_name,
-        )
-    if by_name or order != sorted(order):
-        parameters, results = model.get_parameters(), model.get_results()
-        outputs = list(range(len(results)))
-        if by_name:
-            outputs.sort(key=lambda i: natural_key(_name(model.outputs[i])))
-        model = ov.Model(
-            [results[i] for i in outputs],
-            [parameters[i] for i in order],
-            model.get_friendly_name(),
-        )
-    if shapes and any(port.partial_shape.is_dynamic for port in model.inputs):
-        model.reshape(
-            {
-                port: ov.PartialShape([1, *shape])
-                for port, shape in zip(model.inputs, shapes, strict=True)
-            }
-        )
-    return model
+
+def _one_op(ov: ModuleType) -> Any:
+    """An ``openvino.Model`` of one relu."""
+    opset = import_module(f"{ov.__name__}.opset13")
+    parameter = opset.parameter([1, 4, 8, 8], np.float32)
+    return ov.Model([opset.relu(parameter)], [parameter], "probe")
+
+
+def _dtype(compiled: Any, devices: Sequence[str]) -> str:
+    """What a compiled model computes with on its devices, as far as it says."""
+    told = {name: _property(compiled, "DEVICE_PROPERTIES") for name in devices}
+    found = {
+        (told[name] or {}).get(name, {}).get(_PRECISION) or _property(compiled, _PRECISION)
+        for name in devices
+    }
+    names = {str(each.to_dtype().name) if each is not None else "unknown" for each in found}
+    return ", ".join(sorted(names))
+
+
+def _property(compiled: Any, name: str) -> Any:
+    """A property of a compiled model; None: it has none of that name."""
+    try:
+        return compiled.get_property(name)
+    except RuntimeError:
+        return None
 
 
 def _library() -> ctypes.CDLL | None:
-    return load_library(Path(str(_openvino().__file__)).parent)
+    return load_library(Path(str(import_openvino().__file__)).parent)
 
 
 def _port(port: Any) -> Port:
@@ -407,27 +457,3 @@ def _port(port: Any) -> Port:
 def _feed_shapes(compiled: Any) -> list[list[int]]:
     """Shapes of the inputs of a compiled model, without the batch dimension."""
     return [[int(size) for size in port.shape][1:] for port in compiled.inputs]
-
-
-def _name(port: Any) -> str:
-    return str(min(port.names, default=port.node.friendly_name))
-
-
-def _shape(port: Any) -> list[int] | None:
-    shape = port.partial_shape
-    if shape.rank.is_dynamic:
-        return None
-    return [-1 if size.is_dynamic else size.get_length() for size in shape]
-
-
-def _static_shapes(model: Any) -> list[list[int]]:
-    """Shapes of the inputs, without the batch dimension."""
-    if any(port.partial_shape.is_dynamic for port in model.inputs):
-        raise ValueError("its inputs have no fixed shapes; give input_shape")
-    return [list(port.shape)[1:] for port in model.inputs]
-
-
-def _words(exc: Exception) -> str:
-    """What OpenVINO says, in one line, without the places in its source."""
-    lines = [line.strip() for line in str(exc).splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith("Exception from "))

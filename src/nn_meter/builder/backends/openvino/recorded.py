@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 from nn_meter.builder.backends.base import model_format
 from nn_meter.builder.backends.executed import ExecutedGraph
-from nn_meter.builder.backends.openvino.backend import _openvino
 from nn_meter.builder.backends.openvino.graph import (
     KEYS,
     Layer,
@@ -25,6 +24,7 @@ from nn_meter.builder.backends.openvino.graph import (
     executed,
     model_ops,
 )
+from nn_meter.builder.backends.openvino.models import import_openvino
 from nn_meter.builder.backends.recorded import read_print_text
 from nn_meter.errors import GraphUnavailableError, NotInstalledError
 
@@ -141,7 +141,7 @@ def _own(model: Path | None) -> ModelOps | None:
 @cache
 def _core() -> Any:
     try:
-        return _openvino().Core()
+        return import_openvino().Core()
     except NotInstalledError:
         log.warning(
             "OpenVINO is not installed here; without it, of the ops in a layer only their number "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from nn_meter.builder.config import BackendSettings, _key
 
@@ -25,11 +25,11 @@ _WITHOUT_EFFECT = (
 class OpenVINOSettings(BackendSettings):
     """Those that every backend has, and the device."""
 
-    DEVICE: str = _key(
-        "NPU",
-        "OpenVINO's name of the device that openvino_vpu runs on; openvino_cpu runs on CPU.",
-        "the name of a device, such as NPU",
-        min_length=1,
+    DEVICE: Annotated[str, Field(min_length=1)] | None = _key(
+        None,
+        "OpenVINO's name of the device that openvino_vpu and openvino_gpu run on, such as GPU.1; "
+        "empty: NPU for openvino_vpu, GPU for openvino_gpu. openvino_cpu runs on CPU.",
+        "the name of a device, such as NPU, or empty",
     )
 
     @model_validator(mode="after")
