@@ -30,10 +30,10 @@ __all__ = [
     "BaseBackend",
     "BaseParser",
     "BaseProfiler",
-    "ComesLater",
     "ConvertsMany",
     "Describes",
     "Environment",
+    "HoldsFiles",
     "OpensSessions",
     "SamplesParser",
     "Session",
@@ -41,6 +41,8 @@ __all__ = [
     "SessionProfiler",
     "ShowsGraph",
     "ShowsGraphs",
+    "TimesInTurn",
+    "Turn",
     "model_format",
     "time_calls",
 ]
@@ -163,6 +165,57 @@ class OpensSessions(Protocol):
         Raises:
             ModelRejectedError: The runtime refuses it; its own words are kept.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What one call to a device gave.
+
+    Attributes:
+        visits: For each visit its samples, or why there are none.
+        conditions: How the device was meanwhile, as plain values: temperatures, frequencies.
+    """
+
+    visits: Sequence[Samples | NNMeterError]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TimesInTurn(Protocol):
+    """A backend that opens sessions on a device which one call asks for many visits, in turn.
+
+    A sample of such a device is what its own tool says of one visit: an average, after warm-ups of
+    its own.
+    """
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether it does so, as it is configured."""
+
+    def time_in_turn(self, sessions: Sequence[Any], limit_s: float) -> Turn:
+        """Visit sessions of this backend in this order, by one call.
+
+        Args:
+            sessions: One for each visit; the same may come again.
+            limit_s: Seconds that a visit may take.
+
+        Raises:
+            DeviceError: The device is not there any more; no model is to blame.
+        """
+
+
+@runtime_checkable
+class HoldsFiles(Protocol):
+    """A backend that keeps files on a device while a run lasts; a run may have many processes."""
+
+    def begin_run(self) -> str:
+        """Begin a run of this process; returns its name, for ``join_run`` in others."""
+
+    def join_run(self, run: str) -> None:
+        """Take part in a run, which another process may have begun."""
+
+    def end_run(self) -> None:
+        """Remove from the device what the run has put there; logs what cannot be removed."""
 
 
 @runtime_checkable
@@ -400,7 +453,7 @@ class SessionBackend(BaseBackend):
     profiler_class = SessionProfiler
     parser_class = SamplesParser
 
-    runs_here: ClassVar[bool] = False
+    runs_here: bool = False
     """Whether the processor that calls is the one that runs the model: then its speed just before
     and behind a run tells at which speed that was."""
 
@@ -435,31 +488,3 @@ class SessionBackend(BaseBackend):
             f"{Path(model_path).name}: {type(self).__name__} cannot take this model "
             f"({model_format(model_path)}); it takes those of IMPLEMENT: {', '.join(self.takes)}"
         )
-
-
-class ComesLater:
-    """Put before a backend's base class: the backend is listed, and answers that it comes later.
-
-    Attributes:
-        later: The answer, which names what there is instead.
-    """
-
-    later: ClassVar[str]
-
-    def convert_model(
-        self, model_path: str, save_path: str, input_shape: Shapes | None = None
-    ) -> str:
-        """Refuse."""
-        raise BackendError(self.later)
-
-    def describe(self) -> Environment:
-        """Refuse."""
-        raise BackendError(self.later)
-
-    def open(self, converted_model: str, shapes: Shapes) -> Any:
-        """Refuse."""
-        raise BackendError(self.later)
-
-    def test_connection(self) -> str:
-        """Refuse."""
-        raise BackendError(self.later)

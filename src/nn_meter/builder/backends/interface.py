@@ -80,16 +80,24 @@ PLATFORMS = {
             "openvino",
             "openvino_cpu",
             "openvino_vpu",
+            "openvino_gpu",
             settings="openvino.settings:OpenVINOSettings",
             implement="tensorflow",
         ),
         _platform(
             "onnxruntime",
             "onnxruntime_cpu",
+            "onnxruntime_providers",
             settings="onnxruntime.settings:OnnxRuntimeSettings",
             implement="onnx",
         ),
-        _platform("ncnn", "ncnn_cpu", settings="ncnn.settings:NcnnSettings", implement="onnx"),
+        _platform(
+            "ncnn",
+            "ncnn_cpu",
+            "ncnn_vulkan",
+            settings="ncnn.settings:NcnnSettings",
+            implement="onnx",
+        ),
         _platform("mnn", "mnn_cpu", settings="mnn.settings:MNNSettings", implement="onnx"),
         _platform("iree", "iree_cpu", settings="iree.settings:IREESettings", implement="onnx"),
         _platform(
@@ -129,7 +137,7 @@ def backend_spec(backend_name: str, workspace: Workspace) -> BackendSpec:
     else:
         # a user's backend has keys of its own, except for those that measuring reads itself
         ours: dict[str, Any] = {
-            key: configs[key] for key in ("PYTHON", "RUNS", "WARMUPS") if key in configs
+            key: configs[key] for key in ("PYTHON", "RUNS", "WARMUPS", "ROUNDS") if key in configs
         }
         validate(BackendSettings, ours, source)
         configs = validate(Settings, configs, source).as_dict()

@@ -10,20 +10,22 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Self
 
-from nn_meter.builder.backends.base import BaseBackend, Environment
+from nn_meter.builder.backends.base import BaseBackend, Environment, HoldsFiles
 from nn_meter.builder.backends.spec import BackendSpec, spec_of
 from nn_meter.builder.config import BackendSettings, validate
+from nn_meter.builder.profiling.device_log import DeviceLog
 from nn_meter.builder.profiling.jobs import HANDLER, BackendJobs, unknown_environment
 from nn_meter.builder.profiling.measure import Caller
 from nn_meter.builder.profiling.process import Worker
 from nn_meter.builder.profiling.worker import encode_error
 from nn_meter.errors import BackendError, NNMeterError
 
-__all__ = ["Connection", "greet"]
+__all__ = ["Connection", "greet", "settings_of", "warn_if_never_tried"]
 
 log = logging.getLogger(__name__)
 
 _CONNECT_LIMIT_S = 120.0
+_BATCH = 50
 
 
 class _Here:
@@ -58,14 +60,21 @@ class Connection:
         BackendError: The backend cannot be reached.
     """
 
+    in_turn: bool = False
+    """Whether the device times all models of a round by one call."""
+
+    device_log = DeviceLog(None, "")
+    """Told how such a device is; writes nothing until it is replaced."""
+
     def __init__(self, backend: BaseBackend, options: Mapping[str, Any] | None = None) -> None:
         self._backend = backend
         self.spec: BackendSpec | None = spec_of(backend)
         self.name = self.spec.name if self.spec else type(backend).__name__
-        self.settings = _settings(
+        self.settings = settings_of(
             self.spec.configs if self.spec else getattr(backend, "configs", {}), self.name
         )
-        self.measuring: Caller = _caller(backend)
+        self._run = backend.begin_run() if isinstance(backend, HoldsFiles) else ""
+        self.measuring: Caller = _caller(backend, self._run)
         try:
             facts = self.measuring.call("describe", _CONNECT_LIMIT_S)
         except BaseException:
@@ -76,9 +85,12 @@ class Connection:
             if facts["environment"]
             else unknown_environment(self.name, backend.configs)
         )
-        _warn_if_never_tried(backend, environment)
+        warn_if_never_tried(backend, environment)
         self.environment = replace(environment, options={**environment.options, **(options or {})})
         self.sessions: bool = facts["sessions"]
+        self.in_turn: bool = facts["in_turn"]
+        self.averages: bool = facts["averages"]
+        self.device_log = DeviceLog(None, self.name)
         self.gated: bool = facts["gated"]
         self.shows_graph: bool = facts["graph"] or facts["graphs"]
         self.shows_graphs: bool = facts["graphs"]
@@ -91,6 +103,8 @@ class Connection:
     def __exit__(self, *exc_info: object) -> None:
         if isinstance(self.measuring, Worker):
             self.measuring.stop()
+        if self._run and isinstance(self._backend, HoldsFiles):
+            self._backend.end_run()
 
     @property
     def isolated(self) -> bool:
@@ -115,22 +129,30 @@ class Connection:
             return {"opened": lambda: nullcontext(self.measuring), "most": 1}
         return {"opened": self.another, "most": None}
 
+    def batch(self, models: int) -> int:
+        """How many models are converted at once, at the most, if many can be.
+
+        Args:
+            models: How many there are.
+        """
+        return _BATCH
+
     @contextmanager
     def another(self) -> Iterator[Caller]:
         """A further process with the same backend."""
-        worker = _caller(self._backend)
+        worker = _caller(self._backend, self._run)
         assert isinstance(worker, Worker)
         with worker:
             yield worker
 
 
-def _settings(configs: Mapping[str, Any], source: str) -> BackendSettings:
+def settings_of(configs: Mapping[str, Any], source: str) -> BackendSettings:
     """The keys that measuring reads itself; a backend made by hand brings them unchecked."""
-    ours = {key: configs[key] for key in ("RUNS", "WARMUPS") if key in configs}
+    ours = {key: configs[key] for key in ("RUNS", "WARMUPS", "ROUNDS") if key in configs}
     return validate(BackendSettings, ours, source)
 
 
-def _warn_if_never_tried(backend: BaseBackend, environment: Environment) -> None:
+def warn_if_never_tried(backend: BaseBackend, environment: Environment) -> None:
     """Say that nobody has tried a backend with this version of its runtime.
 
     A class derived from one of ours may describe another runtime: of that it says nothing.
@@ -162,13 +184,13 @@ def greet(backend: BaseBackend) -> str:
             caller.stop()
 
 
-def _caller(backend: BaseBackend) -> Caller:
+def _caller(backend: BaseBackend, run: str = "") -> Caller:
     spec = spec_of(backend)
     if spec is None:
         return _Here(backend)
     return Worker(
         HANDLER,
         python=spec.configs.get("PYTHON") or None,
-        setup=("connect", {"spec": spec.to_json()}),
+        setup=("connect", {"spec": spec.to_json(), "run": run}),
         what=spec.name,
     )

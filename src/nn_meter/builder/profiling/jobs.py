@@ -16,6 +16,7 @@ from nn_meter.builder.backends.base import (
     ConvertsMany,
     Describes,
     Environment,
+    HoldsFiles,
     OpensSessions,
     SamplesParser,
     Session,
@@ -24,13 +25,15 @@ from nn_meter.builder.backends.base import (
     Shapes,
     ShowsGraph,
     ShowsGraphs,
+    TimesInTurn,
 )
 from nn_meter.builder.backends.spec import BackendSpec
+from nn_meter.builder.profiling.averages import ProfilesInTurn
 from nn_meter.builder.profiling.behind import Behind
 from nn_meter.builder.profiling.gate import SpeedGate
-from nn_meter.builder.profiling.race import Race
+from nn_meter.builder.profiling.race import Race, TurnRace, turn_answer
 from nn_meter.builder.profiling.worker import encode_error
-from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError
+from nn_meter.errors import BackendError, ModelRejectedError, NNMeterError, NotInstalledError
 from nn_meter.latency import measured_latency
 from nn_meter.reference import reference_inputs, sample_outputs
 
@@ -55,6 +58,16 @@ def opens_sessions(backend: BaseBackend) -> bool:
     )
 
 
+def times_in_turn(backend: BaseBackend) -> bool:
+    """Whether a backend's sessions are timed many at a time, by one call to its device."""
+    return isinstance(backend, TimesInTurn) and backend.in_turn and opens_sessions(backend)
+
+
+def gives_averages(backend: BaseBackend) -> bool:
+    """Whether a backend has nothing but ``profile()``, of models that were converted."""
+    return not opens_sessions(backend) and not _own_file_method(backend)
+
+
 def _converts_many(backend: BaseBackend) -> bool:
     """Whether ``convert_models`` speaks for the backend: no ``convert_model`` stands above it."""
     if not isinstance(backend, ConvertsMany):
@@ -65,7 +78,8 @@ def _converts_many(backend: BaseBackend) -> bool:
 
 
 def _own_file_method(backend: BaseBackend) -> bool:
-    return type(backend).profile_model_file is not BaseBackend.profile_model_file
+    ours = BaseBackend.profile_model_file
+    return getattr(type(backend), "profile_model_file", ours) is not ours
 
 
 class BackendJobs:
@@ -80,9 +94,16 @@ class BackendJobs:
         self._sessions: dict[str, Session] = {}
         self._gate: SpeedGate | None = None
 
-    def connect(self, spec: Mapping[str, Any]) -> None:
-        """Make the backend of a ``BackendSpec`` in plain values."""
+    def connect(self, spec: Mapping[str, Any], run: str = "") -> None:
+        """Make the backend of a ``BackendSpec`` in plain values.
+
+        Args:
+            spec: Of the backend.
+            run: The run that it takes part in, if it ``HoldsFiles``; empty: none.
+        """
         self._backend = BackendSpec.from_json(spec).make()
+        if run and isinstance(self._backend, HoldsFiles):
+            self._backend.join_run(run)
 
     @property
     def backend(self) -> BaseBackend:
@@ -98,6 +119,8 @@ class BackendJobs:
         return {
             "environment": environment,
             "sessions": opens_sessions(backend),
+            "in_turn": times_in_turn(backend),
+            "averages": gives_averages(backend),
             "gated": opens_sessions(backend) and getattr(backend, "runs_here", False),
             "graph": isinstance(backend, ShowsGraph),
             "graphs": isinstance(backend, ShowsGraphs),
@@ -153,9 +176,13 @@ class BackendJobs:
         """Load a converted model under a key.
 
         Returns:
-            With ``check``: a sample of its outputs on the reference inputs; else None.
+            With ``check``: a sample of its outputs on the reference inputs, or None, if what it
+            takes to compute them is not installed; else None.
         """
         backend = self.backend
+        if gives_averages(backend):
+            self._sessions[key] = ProfilesInTurn(backend).open(converted, shapes)
+            return None
         assert isinstance(backend, OpensSessions)
         session = backend.open(converted, shapes)
         self._sessions[key] = session
@@ -163,6 +190,8 @@ class BackendJobs:
             return None
         try:
             return sample_outputs(session.outputs(reference_inputs(shapes)))
+        except NotInstalledError:
+            return None
         except NNMeterError:
             raise
         except Exception as exc:
@@ -174,6 +203,22 @@ class BackendJobs:
         """Run a loaded model. Returns nanoseconds, one for each run."""
         return [int(ns) for ns in self._sessions[key].time(runs)]
 
+    def visit(self, keys: Sequence[str], limit_s: float) -> dict[str, Any]:
+        """Visit loaded models in this order, by one call to a device that times them in turn.
+
+        Args:
+            keys: The models.
+            limit_s: Seconds that a visit may take.
+
+        Returns:
+            ``samples``: for each model the ns that its visit gave; ``failed``: models that cannot
+            be run, and the error as plain values; ``conditions``: how the device was.
+        """
+        backend = self.backend
+        assert isinstance(backend, TimesInTurn)
+        turn = backend.time_in_turn([self._sessions[key] for key in keys], limit_s)
+        return turn_answer(keys, turn)
+
     def race(
         self,
         keys: Sequence[str],
@@ -183,6 +228,7 @@ class BackendJobs:
         seed: int,
         most_s: float,
         gated: bool,
+        limit_s: float = 300.0,
     ) -> dict[str, Any]:
         """Time loaded models in turn, in rounds of random order, until each has enough visits.
 
@@ -195,13 +241,24 @@ class BackendJobs:
             most_s: Seconds after which it ends, with what there is by then.
             gated: Whether the processor that runs this is the one that runs the models: then a run
                 counts only if it was at full speed.
+            limit_s: Seconds that a visit may take, on a device that times models in turn; there a
+                visit gives one sample, whatever ``runs`` says.
 
         Returns:
             ``visits``: for each model, for each of its visits, the ns of the runs that count;
             ``failed``: models that cannot be run, and the error as plain values; ``level_ns``: what
             the gate's work takes at full speed (0 without a gate); ``runs`` and ``counted``: how
-            many there were, and how many stand in ``visits``.
+            many there were, and how many stand in ``visits``; ``conditions``: how the device was
+            in each call to it.
         """
+        if times_in_turn(self.backend) or gives_averages(self.backend):
+            backend: Any = self.backend
+            if gives_averages(self.backend):
+                backend = ProfilesInTurn(self.backend)
+            loaded = {key: self._sessions[key] for key in keys}
+            turns = TurnRace(backend, loaded, seed=seed, limit_s=limit_s)
+            turns.run(visits=visits, most_s=most_s)
+            return turns.answer()
         gate = self._speed_gate() if gated else None
         sessions = {key: self._sessions[key] for key in keys}
         race = Race(sessions, runs=runs, seed=seed, gate=gate)
@@ -212,6 +269,7 @@ class BackendJobs:
             "level_ns": gate.level_ns if gate is not None else 0.0,
             "runs": race.made,
             "counted": sum(len(taken) for found in race.visits.values() for taken in found),
+            "conditions": [],
         }
 
     def time_behind(
@@ -231,6 +289,11 @@ class BackendJobs:
             ``ahead``: ns of the runs before; ``runs``: for each model the ns of its runs;
             ``failed``: as in ``race``.
         """
+        if times_in_turn(self.backend):
+            raise BackendError(
+                "its device loads each model afresh for every visit, so none runs right behind "
+                "another there; kernels are not timed on it"
+            )
         sessions = {key: self._sessions[key] for key in keys}
         gate = self._speed_gate() if gated else None
         behind = Behind(self._sessions[ahead], sessions, seed=seed, gate=gate)
@@ -319,5 +382,10 @@ class BackendJobs:
 def unknown_environment(name: str, configs: Mapping[str, Any]) -> Environment:
     """The environment of a backend that does not describe itself: its name and its keys."""
     return Environment(
-        runtime=name, version="unknown", device="unknown", dtype="unknown", options=dict(configs)
+        runtime=name,
+        version="unknown",
+        device="unknown",
+        dtype="unknown",
+        # how often it is asked changes nothing of what it answers
+        options={key: value for key, value in configs.items() if key != "ROUNDS"},
     )

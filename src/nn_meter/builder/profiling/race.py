@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from nn_meter.builder.backends.base import Samples, Session
+from nn_meter.builder.backends.base import Samples, Session, TimesInTurn, Turn
 from nn_meter.builder.profiling.gate import SpeedGate
 from nn_meter.builder.profiling.worker import encode_error
-from nn_meter.errors import BackendError
+from nn_meter.errors import BackendError, NNMeterError
 
-__all__ = ["Race", "checked_samples"]
+__all__ = ["Race", "TurnRace", "checked_samples", "turn_answer"]
+
+_CALL_S = 20.0  # that a call to a device takes, about
+_MOST_CALL_S = 400.0  # that it may take, should each visit reach its limit; one round may always
 
 
 def checked_samples(found: Any, runs: int) -> Samples:
@@ -30,7 +33,10 @@ def checked_samples(found: Any, runs: int) -> Samples:
     Raises:
         BackendError: They are more or fewer, or not all greater than 0.
     """
-    samples = np.asarray(found, dtype=np.int64)
+    try:
+        samples = np.asarray(found, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        samples = np.empty(0, dtype=np.int64)
     if samples.shape != (runs,) or (samples <= 0).any():
         raise BackendError(f"{runs} samples were asked for, but the backend gave {found!r:.200}")
     return samples
@@ -116,3 +122,102 @@ class Race:
                 found.append(int(ns))
             was_fast = is_fast
         return found
+
+
+def turn_answer(keys: Sequence[str], turn: Turn) -> dict[str, Any]:
+    """What a call to a device gave, as plain values.
+
+    Args:
+        keys: The models in the order of their visits.
+        turn: What it gave.
+
+    Returns:
+        ``samples``: for each model the ns of its visits; ``failed``: models that cannot be run, and
+        the error as plain values; ``conditions``.
+
+    Raises:
+        BackendError: It gave more or fewer visits than were asked for.
+    """
+    if len(turn.visits) != len(keys):
+        raise BackendError(
+            f"{len(keys)} visits were asked for, but the backend gave {len(turn.visits)}"
+        )
+    samples: dict[str, list[int]] = {key: [] for key in keys}
+    failed: dict[str, dict[str, str]] = {}
+    for key, visit in zip(keys, turn.visits, strict=True):
+        try:
+            if isinstance(visit, NNMeterError):
+                raise visit
+            samples[key] += [int(ns) for ns in checked_samples(visit, len(visit))]
+        except NNMeterError as exc:
+            failed[key] = encode_error(exc)
+    for key in failed:
+        del samples[key]
+    return {"samples": samples, "failed": failed, "conditions": dict(turn.conditions)}
+
+
+class TurnRace:
+    """Rounds of random order on a device that times models in turn, some rounds in each call.
+
+    A visit there gives one sample, the average that the device's own tool prints. A model that
+    cannot be run is left out from then on, and the others go on.
+
+    Args:
+        backend: Whose device it is.
+        sessions: The models.
+        seed: Of the order.
+        limit_s: Seconds that a visit may take.
+    """
+
+    def __init__(
+        self, backend: TimesInTurn, sessions: Mapping[str, Session], *, seed: int, limit_s: float
+    ) -> None:
+        self._backend, self._sessions, self._limit_s = backend, dict(sessions), limit_s
+        self._rng = random.Random(seed)
+        self._visits: dict[str, list[list[int]]] = {key: [] for key in sessions}
+        self._failed: dict[str, dict[str, str]] = {}
+        self._conditions: list[dict[str, Any]] = []
+
+    def run(self, *, visits: int, most_s: float) -> None:
+        """Go on until each model has enough visits.
+
+        Args:
+            visits: So many.
+            most_s: Seconds after which no other call begins.
+        """
+        start_s = time.monotonic()
+        rounds, done = 1, 0
+        while self._visits and done < visits and (took_s := time.monotonic() - start_s) < most_s:
+            if done:
+                in_time = int(min(_CALL_S, most_s - took_s) * done / took_s)
+                bounded = int(_MOST_CALL_S / (len(self._visits) * self._limit_s))
+                rounds = max(1, min(in_time, bounded, visits - done))
+            self._call(rounds)
+            done += rounds
+
+    def _call(self, rounds: int) -> None:
+        order: list[str] = []
+        for _ in range(rounds):
+            keys = list(self._visits)
+            self._rng.shuffle(keys)
+            order += keys
+        turn = self._backend.time_in_turn([self._sessions[key] for key in order], self._limit_s)
+        answer = turn_answer(order, turn)
+        self._conditions.append(answer["conditions"])
+        for key, found in answer["samples"].items():
+            self._visits[key] += [[ns] for ns in found]
+        for key, error in answer["failed"].items():
+            self._failed[key] = error
+            del self._visits[key]
+
+    def answer(self) -> dict[str, Any]:
+        """What came of it, as ``BackendJobs.race`` gives it."""
+        made = sum(map(len, self._visits.values()))
+        return {
+            "visits": self._visits,
+            "failed": self._failed,
+            "level_ns": 0.0,
+            "runs": made,
+            "counted": made,
+            "conditions": self._conditions,
+        }

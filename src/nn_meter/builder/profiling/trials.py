@@ -21,7 +21,13 @@ import numpy as np
 
 from nn_meter.builder.backends.base import Samples
 from nn_meter.builder.profiling.connection import Connection
-from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.measure import (
+    DEVICE,
+    PATIENCE_S,
+    Caller,
+    Model,
+    failure_of,
+)
 from nn_meter.builder.profiling.process import Worker, decode_error
 from nn_meter.builder.profiling.store import Failure, Store, StoredTrial
 from nn_meter.errors import NNMeterError, TimeLimitError, WorkerCrashedError
@@ -30,6 +36,17 @@ __all__ = ["Loaded", "Trial", "TrialRunner"]
 
 
 T = TypeVar("T")
+
+_TURN_VISITS = 4
+"""Where each visit is a load of its own, and an average of many runs: a time is made of three at
+the least."""
+_TURN_MOST_S = 600.0
+"""There a round takes seconds, of a GPU more, as the tool is started for each model; and with fewer
+rounds than three a trial says nothing."""
+_TURN_LIMIT_S = 30.0
+"""For a visit there. The models are small; a device that answers no more is noticed so."""
+_TURN_CALL_S = 600.0
+"""For the call to the device that is under way when the time is up."""
 
 _AND_ALL_IT_HAD_LOADED = (WorkerCrashedError, TimeLimitError)
 """Errors that a process ends with."""
@@ -68,6 +85,7 @@ class Loaded:
             something else, brought about: it is for whoever asked to say whether they failed.
         runs: How many runs there were.
         counted: How many of them count.
+        conditions: How the device was, where it tells.
         runtime_s: Seconds of the runs that count.
     """
 
@@ -77,6 +95,7 @@ class Loaded:
     lost: Mapping[str, Failure] = field(default_factory=dict)
     runs: int = 0
     counted: int = 0
+    conditions: Sequence[Mapping[str, Any]] = ()
 
     @property
     def runtime_s(self) -> float:
@@ -96,6 +115,8 @@ class TrialRunner:
         most_s: Seconds that timing the models of one trial may take: a core that is never at full
             speed gives what it gave by then.
         time_limit_s: For loading one model.
+
+    On a device that times models in turn a trial takes fewer visits and more time.
     """
 
     def __init__(
@@ -113,6 +134,13 @@ class TrialRunner:
         self._connection, self._store, self._campaign = connection, store, campaign
         self._visits, self._runs, self._share = visits, runs, share
         self._most_s, self._time_limit_s = most_s, time_limit_s
+        self._visit_limit_s, self._race_limit_s = time_limit_s, self._most_s + time_limit_s
+        if connection.in_turn or connection.averages:
+            self._visits = min(visits, _TURN_VISITS)
+            self._most_s = max(most_s, _TURN_MOST_S)
+            self._visit_limit_s = min(time_limit_s, _TURN_LIMIT_S)
+            self._time_limit_s += PATIENCE_S
+            self._race_limit_s = self._most_s + self._time_limit_s + _TURN_CALL_S
         self._idle: SimpleQueue[Caller] = SimpleQueue()
         self._given_up = threading.Event()
         self._rng = random.Random()
@@ -218,6 +246,8 @@ class TrialRunner:
                 trial.name,
                 StoredTrial(visits=visits, level_ns=loaded.level_ns, notes=trial.notes),
             )
+        for conditions in loaded.conditions:
+            self._connection.device_log.add(trial.name, conditions)
         for part, failure in loaded.failures.items():
             self._store.add_failure(self._campaign, trial.name, part, trial.digests[part], failure)
 
@@ -263,7 +293,10 @@ class TrialRunner:
                 )
                 opened.add(model.hash)
             except NNMeterError as exc:
-                failures[part] = failure_of(exc)
+                failure = failure_of(exc)
+                if failure.kind == DEVICE:
+                    return Loaded(lost=dict.fromkeys(trial.models, failure))
+                failures[part] = failure
                 if isinstance(exc, _AND_ALL_IT_HAD_LOADED):
                     self._drop(caller, opened, opened)
                     return Loaded(failures=failures)
@@ -274,7 +307,7 @@ class TrialRunner:
             answer = self._call(
                 caller,
                 "race",
-                self._most_s + self._time_limit_s,
+                self._race_limit_s,
                 keys=list(dict.fromkeys(ready.values())),
                 visits=self._visits,
                 least_s=self._share * (time.monotonic() - start_s),
@@ -282,6 +315,7 @@ class TrialRunner:
                 seed=seed,
                 most_s=self._most_s,
                 gated=self._connection.gated,
+                limit_s=self._visit_limit_s,
             )
         except NNMeterError as exc:  # nobody knows which of them it was
             if isinstance(exc, _AND_ALL_IT_HAD_LOADED):
@@ -300,6 +334,7 @@ class TrialRunner:
             failures=failures,
             runs=int(answer["runs"]),
             counted=int(answer["counted"]),
+            conditions=answer.get("conditions", ()),
         )
 
     def _call(self, caller: Caller, op: str, timeout_s: float, **arguments: Any) -> Any:

@@ -9,24 +9,25 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from nn_meter.builder.backends.base import (
     Array,
-    ComesLater,
     Environment,
     Samples,
+    Session,
     SessionBackend,
     SessionProfiler,
     Shapes,
+    Turn,
     model_format,
     time_calls,
 )
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.backends.inputs import match_inputs, natural_key
 from nn_meter.builder.backends.tflite.graph import executed_graph
+from nn_meter.builder.backends.tflite.phone import VISITS, Phone
 from nn_meter.errors import (
-    BackendError,
     ConfigError,
     ConversionError,
     ModelRejectedError,
@@ -37,9 +38,10 @@ from nn_meter.reference import reference_inputs
 __all__ = [
     "TFLiteBackend",
     "TFLiteCPUBackend",
-    "TFLiteGPUBackend",
     "TFLiteProfiler",
     "TFLiteSession",
+    "litert_version",
+    "open_session",
 ]
 
 _INSIDE = Path("assets.extra") / "model.tflite"
@@ -115,11 +117,24 @@ class TFLiteProfiler(SessionProfiler):
 
 
 class TFLiteBackend(SessionBackend):
-    """TFLite models on ``TARGET``: ``host`` is LiteRT's CPU kernels, XNNPACK, on this computer."""
+    """TFLite models on ``TARGET``: ``host`` is LiteRT on this computer; ``android`` a phone.
+
+    A class derived from it says ``on_gpu``, and what the host does: ``open_here``,
+    ``describe_here`` and ``check_here``. The phone's part is the same for all.
+    """
 
     profiler_class = TFLiteProfiler
     takes = ("tensorflow",)
     tried = ("litert 2.3",)
+
+    on_gpu: ClassVar[bool] = False
+    """Whether a phone runs the models on its GPU."""
+
+    def __init__(self, configs: Mapping[str, Any] | None = None) -> None:
+        self._phone: Phone | None = None
+        super().__init__(configs)
+        if self.configs.get("TARGET") == "android":
+            self.runs_here = False  # whatever the class says of the host
 
     @property
     def target(self) -> str:
@@ -136,12 +151,23 @@ class TFLiteBackend(SessionBackend):
             )
         return str(target)
 
-    def _require_host(self) -> None:
-        if self.target != "host":
-            raise BackendError(
-                f"TARGET: {self.target} comes with the next release; "
-                "TARGET: host runs on this computer"
-            )
+    @property
+    def phone(self) -> Phone:
+        """The phone of ``TARGET: android``.
+
+        Raises:
+            ConfigError: A key that it takes is missing.
+        """
+        if self._phone is None:
+            self._phone = Phone(self.configs, gpu=self.on_gpu, compute_here=self._compute_here)
+        return self._phone
+
+    def _compute_here(self, model: str, shapes: Shapes, feeds: Sequence[Array]) -> list[Array]:
+        session = open_session(model, shapes, threads=self.threads)
+        try:
+            return session.outputs(feeds)
+        finally:
+            session.close()
 
     def convert_model(
         self, model_path: str, save_path: str, input_shape: Shapes | None = None
@@ -172,39 +198,75 @@ class TFLiteBackend(SessionBackend):
         part.replace(target)
         return str(target)
 
+    def update_configs(self) -> None:
+        super().update_configs()
+        if self.in_turn:  # each visit has warm-ups and runs of its own
+            self.profiler_kwargs |= {"runs": VISITS, "warmups": 0}
+
     def describe(self) -> Environment:
-        self._require_host()
+        return self.phone.describe() if self.target == "android" else self.describe_here()
+
+    def open(self, converted_model: str, shapes: Shapes) -> Session:
+        if self.target == "android":
+            return self.phone.open(Path(converted_model), shapes)
+        return self.open_here(converted_model, shapes)
+
+    def test_connection(self) -> str:
+        if self.target == "android":
+            self.phone.check()
+        else:
+            self.check_here()
+        return super().test_connection()
+
+    # --- on a phone ------------------------------------------------------------------------------
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether one call times many models: on a phone, unless a derived class loads its own."""
+        opens = type(self).open is TFLiteBackend.open
+        return opens and self.configs.get("TARGET") == "android"
+
+    def time_in_turn(self, sessions: Sequence[Any], limit_s: float) -> Turn:
+        return self.phone.time_in_turn(sessions, limit_s)
+
+    def begin_run(self) -> str:
+        return self.phone.begin_run() if self.in_turn else ""
+
+    def join_run(self, run: str) -> None:
+        if run:
+            self.phone.join_run(run)
+
+    def end_run(self) -> None:
+        if self._phone is not None:
+            self._phone.end_run()
+
+    # --- on this computer; a class derived from it may do otherwise ------------------------------
+
+    def describe_here(self) -> Environment:
+        """The environment of ``TARGET: host``."""
         return Environment(
             runtime="litert",
-            version=_version(),
+            version=litert_version(),
             device="CPU",
             threads=self.threads,
             options={"delegate": "XNNPACK"},
         )
 
-    def open(self, converted_model: str, shapes: Shapes) -> TFLiteSession:
-        self._require_host()
-        litert = _litert()
-        try:
-            interpreter = litert.Interpreter(str(converted_model), num_threads=self.threads)
-            tensors = _tensors(interpreter)
-            shapes = shapes or [[int(size) for size in d["shape"][1:]] for d in tensors.inputs]
-            found = [[int(size) for size in d["shape_signature"]] for d in tensors.inputs]
-            order = match_inputs(tensors.names, found, shapes, by_name=tensors.signature)
-            inputs = [tensors.inputs[position] for position in order]
-            for detail, shape in zip(inputs, shapes, strict=True):
-                if list(detail["shape"]) != [1, *shape]:
-                    interpreter.resize_tensor_input(detail["index"], [1, *shape], strict=True)
-            interpreter.allocate_tensors()
-            indices = [int(detail["index"]) for detail in inputs]
-            return TFLiteSession(interpreter, indices, tensors.outputs, reference_inputs(shapes))
-        except Exception as exc:
-            raise ModelRejectedError(f"LiteRT refuses the model: {exc}") from exc
+    def open_here(self, converted_model: str, shapes: Shapes) -> Session:
+        """Load a converted model on this computer.
 
-    def test_connection(self) -> str:
-        self._require_host()
+        Raises:
+            ModelRejectedError: LiteRT refuses it; its own words are kept.
+        """
+        return open_session(converted_model, shapes, threads=self.threads)
+
+    def check_here(self) -> None:
+        """Check that what ``TARGET: host`` takes is there.
+
+        Raises:
+            BackendError: What is missing, and how to get it.
+        """
         _litert()
-        return super().test_connection()
 
 
 class TFLiteCPUBackend(TFLiteBackend):
@@ -219,22 +281,47 @@ class TFLiteCPUBackend(TFLiteBackend):
             ModelRejectedError: LiteRT refuses the model.
             GraphUnavailableError: This version's profiler cannot be read, or not for this model.
         """
+        if self.target == "android":
+            return self.phone.executed_graph(Path(converted_model))
         # The interpreter is what is timed: it says which models run, and on which inputs.
-        session = self.open(converted_model, shapes)
+        session = open_session(converted_model, shapes, threads=self.threads)
         inputs = session.inputs
         session.close()
         return executed_graph(
-            Path(converted_model), inputs, threads=self.threads, version=_version()
+            Path(converted_model), inputs, threads=self.threads, version=litert_version()
         )
 
 
-class TFLiteGPUBackend(ComesLater, TFLiteBackend):
-    """TFLite models on the GPU."""
+def open_session(converted_model: str, shapes: Shapes, *, threads: int) -> TFLiteSession:
+    """Load a ``.tflite`` file in LiteRT's interpreter, on the CPU of this computer.
 
-    later = "tflite_gpu comes with the next release; tflite_cpu runs on this computer"
+    Raises:
+        ModelRejectedError: LiteRT refuses the model; its own words are kept.
+    """
+    litert = _litert()
+    try:
+        interpreter = litert.Interpreter(str(converted_model), num_threads=threads)
+        tensors = _tensors(interpreter)
+        shapes = shapes or [[int(size) for size in d["shape"][1:]] for d in tensors.inputs]
+        found = [[int(size) for size in d["shape_signature"]] for d in tensors.inputs]
+        order = match_inputs(tensors.names, found, shapes, by_name=tensors.signature)
+        inputs = [tensors.inputs[position] for position in order]
+        for detail, shape in zip(inputs, shapes, strict=True):
+            if list(detail["shape"]) != [1, *shape]:
+                interpreter.resize_tensor_input(detail["index"], [1, *shape], strict=True)
+        interpreter.allocate_tensors()
+        indices = [int(detail["index"]) for detail in inputs]
+        return TFLiteSession(interpreter, indices, tensors.outputs, reference_inputs(shapes))
+    except Exception as exc:
+        raise ModelRejectedError(f"LiteRT refuses the model: {exc}") from exc
 
 
-def _version() -> str:
+def litert_version() -> str:
+    """The version of ai-edge-litert.
+
+    Raises:
+        NotInstalledError: It is not installed.
+    """
     _litert()
     import ai_edge_litert
 
