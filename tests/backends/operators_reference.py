@@ -12,6 +12,7 @@ Written from their definitions, to check the frameworks' twins against. Nothing 
     MatMul      kernel [cin, cout]
     PRelu       a slope for each channel, with any axes of size 1
     LayerNorm   scale, offset, each as long as the last axis
+    Bias, Center, Scale   a number for each channel, with any axes of size 1
 """
 
 from __future__ import annotations
@@ -276,6 +277,40 @@ def tanh(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
 
 
 @channels_first
+def bias(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return np.stack([x + w for x, w in zip(tensors[0], weights[0].ravel(), strict=True)])
+
+
+@channels_first
+def center(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return np.stack([x - w for x, w in zip(tensors[0], weights[0].ravel(), strict=True)])
+
+
+@channels_first
+def scale(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return np.stack([x * w for x, w in zip(tensors[0], weights[0].ravel(), strict=True)])
+
+
+def addscalar(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return tensors[0] + 0.7
+
+
+def mulscalar(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return tensors[0] * 0.7
+
+
+def square(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    return tensors[0] * tensors[0]
+
+
+def mean(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """Along the last axis, whichever that is in the framework's layout."""
+    x = tensors[0]
+    rows = [[sum(row) / len(row)] for row in x.reshape(-1, x.shape[-1])]
+    return np.reshape(rows, (*x.shape[:-1], 1))
+
+
+@channels_first
 def softmax(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     powers = np.exp(tensors[0])
     return powers / sum(powers)
@@ -385,4 +420,11 @@ OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
     "Resize": resize,
     "ChannelShuffle": channelshuffle,
     "RunningSum": runningsum,
+    "Bias": bias,
+    "Center": center,
+    "Scale": scale,
+    "AddScalar": addscalar,
+    "MulScalar": mulscalar,
+    "Square": square,
+    "Mean": mean,
 }

@@ -32,10 +32,11 @@ BOTH_RANKS = (
     *("FC", "Relu", "Relu6", "Sigmoid", "Hswish", "Reshape", "Add", "Concat"),
     *("Swish", "Gelu", "LeakyRelu", "PRelu", "HardSigmoid", "Tanh"),
     *("LayerNorm", "Softmax", "MatMul", "Mul", "RunningSum"),
+    *("Bias", "Center", "Scale", "AddScalar", "MulScalar", "Square", "Mean"),
 )
 WITH_WEIGHTS = (
     *("Conv", "DwConv", "ConvTrans", "BatchNorm", "SE", "FC"),
-    *("PRelu", "LayerNorm", "MatMul"),
+    *("PRelu", "LayerNorm", "MatMul", "Bias", "Center", "Scale"),
 )
 
 
@@ -83,7 +84,8 @@ def other_cases() -> list[Case]:
     found += [Case("Resize", (3, 1, 1)), Case("Resize", (2, 4, 3))]
     found += [Case("Pad", (3, 1, 2), (("KERNEL_SIZE", size),)) for size in (1, 2, 4, 7)]
     found += [
-        Case(name, (3, 1, 5)) for name in ("PRelu", "LayerNorm", "Softmax", "Mul", "RunningSum")
+        Case(name, (3, 1, 5))
+        for name in ("PRelu", "LayerNorm", "Softmax", "Mul", "RunningSum", "Scale", "Mean")
     ]
     # An odd size of 1 pixel, a kernel larger than the input with padding, an even kernel of 4.
     for name in WINDOWED:

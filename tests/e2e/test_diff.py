@@ -72,7 +72,7 @@ def test_the_table(channels):
     assert rows.count("context/") > table.count("context/")
 
 
-@pytest.mark.parametrize("columns", [50, 90, 120, 150])
+@pytest.mark.parametrize("columns", [50, 90, 120, 190])
 def test_the_table_is_never_cut_on_a_terminal(channels, columns):
     """A narrow one does without kernels, and says so."""
     ours, theirs = pty.openpty()
@@ -83,15 +83,28 @@ def test_the_table_is_never_cut_on_a_terminal(channels, columns):
         stdout=theirs,
         check=False,
     )
-    shown = os.read(ours, 2**16).decode()
-    os.close(ours)
     os.close(theirs)
+    shown = _all_of(ours).decode()
+    os.close(ours)
     assert done.returncode == 0
     assert "…" not in shown
     assert ("a wider terminal shows the kernels" in shown) == ("AveragePool" not in shown)
-    assert ("AveragePool" in shown) == (columns == 150)
+    assert ("AveragePool" in shown) == (columns == 190)
     if columns > 50:
         assert {"BF_conv_add_relu", "context/own", "separate", "fused"} <= set(shown.split())
+
+
+def _all_of(terminal: int) -> bytes:
+    """What was written to a terminal that nobody writes to any more; it is handed out in pieces."""
+    found = b""
+    while True:
+        try:
+            piece = os.read(terminal, 2**16)
+        except OSError:  # how Linux says that this was all
+            return found
+        if not piece:
+            return found
+        found += piece
 
 
 def test_the_same_is_no_difference(channels):

@@ -167,7 +167,9 @@ def test_every_situation_is_asked(flow):
         if name in TWO_INPUTS:
             expected |= {"alone/conv", "context/conv"}
         when = verdicts(flow)[f"BF_{name}"]["when"]
-        optional = {"alone/own", "context/own"} if name in TWO_INPUTS else set()
+        optional = {"alone/own", "context/own", "context/passed", "context/again"}
+        if name not in TWO_INPUTS:
+            optional = set()
         if name == "conv_reshape":
             optional = {"context"}  # none where a reshape makes its input flat
         assert expected - optional <= set(when) <= expected | optional, name

@@ -538,7 +538,10 @@ def mytc_results(configured, mytc, prompt) -> dict[str, Any]:
 def test_a_testcase_is_listed(user, mytc):
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
-        *(f"(nn-Meter) [Testcase] {name}" for name in ("MON", "MIN", "MINRELU")),
+        *(
+            f"(nn-Meter) [Testcase] {name}"
+            for name in ("MON", "MIN", "MINRELU", "MONELTWISE", "MINELTWISE")
+        ),
         "(nn-Meter) [Testcase] * MyTC (tensorflow)",
     ]
 

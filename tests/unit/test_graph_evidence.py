@@ -398,7 +398,11 @@ def test_situations_of_a_pair():
     assert set(plan(("conv", "relu"), CONFIG).situations) == {"context"}
     assert set(plan(("conv", "add"), CONFIG).situations) == {
         *("context", "context/conv", "context/own", "alone/conv", "alone/own"),
+        *("context/passed", "context/again"),
     }
+    operands = {"context/passed", "context/again"}
+    assert not operands & set(plan(("add", "relu"), CONFIG).situations)
+    assert not operands & set(plan(("conv", "add", "relu"), CONFIG).situations)
     assert set(plan(("fc", "relu"), CONFIG).situations) == set()
     assert set(plan(("maxpool", "add"), CONFIG).situations) == {
         *("context", "context/conv", "alone/conv"),  # the pool halves: no residual
@@ -417,6 +421,16 @@ def test_models_of_a_situation():
     assert (before.ops, before.input_shape) == (("conv", "avgpool"), (4, 8, 8))
     assert before.output_shape() == [4, 8, 8]
     assert (behind.ops, behind.input_shape) == (("avgpool",), (6, 8, 8))
+    passed, again = (models[f"context/{name}"] for name in ("passed", "again"))
+    ahead = ("conv", "maxpool", "maxpool")
+    assert passed["0-2"].ops == (*ahead, "conv", "add", "avgpool")
+    assert passed["0-2"].operands == (None, None, None, None, 2, None)
+    assert again["0-2"].ops == (*ahead, "conv", "add", "avgpool", "add")
+    assert again["0-2"].operands == (None, None, None, None, 2, None, 2)
+    assert again["0-1"].ops == (*ahead, "conv")
+    assert (again["1-2"].ops, again["1-2"].operands) == (("add", "avgpool", "add"), (None,) * 3)
+    assert (again["before"].ops, again["behind"].ops) == (ahead, ("avgpool", "add"))
+    assert again["0-2"].output_shape() == [4, 8, 8]
     assert models["context"]["0-1"].ops == ("conv", "avgpool", "conv")
     assert models["context"]["1-2"].ops == ("add", "avgpool")
     operand = models["alone/conv"]["0-2"].operands[1]

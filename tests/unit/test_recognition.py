@@ -176,7 +176,30 @@ ONE = {
         "scale",
         lambda b, x: b.op("Mul", b.constant(shape=(16, 1, 1)), x),
     ),
-    "mul by a number": ("scale", lambda b, x: b.number("Mul", x, 2)),
+    "mul by a number": ("mulscalar", lambda b, x: b.number("Mul", x, 2)),
+    "div by a number": ("mulscalar", lambda b, x: b.number("Div", x, 2)),
+    "add of a number": ("addscalar", lambda b, x: b.number("Add", x, 2)),
+    "sub of a number for each channel": (
+        "center",
+        lambda b, x: b.op("Sub", x, b.constant(shape=(1, 16, 1, 1))),
+    ),
+    "mean along the last axis": (
+        "mean",
+        lambda b, x: b.op("ReduceMean", x, shape=(1, 16, 8, 1), axes=[-1]),
+    ),
+    "square": ("square", lambda b, x: b.op("SQUARE", x)),
+    "power": ("pow", lambda b, x: b.number("Pow", x, 2)),
+    "negative": ("neg", lambda b, x: b.op("Neg", x)),
+    "padding": ("pad", lambda b, x: b.op("Pad", x, b.constant([1] * 8))),
+    "padding with zeros": (
+        "pad",
+        lambda b, x: b.op("Pad", x, b.constant([1] * 8), b.constant(0.0)),
+    ),
+    "padding with something else": (
+        "padc",
+        lambda b, x: b.op("Pad", x, b.constant([1] * 8), b.constant(-1.0)),
+    ),
+    "padding by a mirror": ("padc", lambda b, x: b.op("Pad", x, mode="reflect")),
     "mul by a tensor of one element": ("mulc", lambda b, x: b.op("Mul", x, b.constant([0.5]))),
     "add of a number for each column": (
         "addc",

@@ -33,6 +33,7 @@ OPERATORS = [
     # ours
     *("swish", "gelu", "leakyrelu", "prelu", "hardsigmoid", "tanh", "layernorm", "softmax"),
     *("matmul", "mul", "pad", "resize", "channelshuffle"),
+    *("bias", "center", "scale", "addscalar", "mulscalar", "square", "mean"),
 ]
 OPERATOR = """
     from nn_meter.builder.nn_modules import BaseOperator
@@ -113,8 +114,11 @@ def test_built_ins_come_in_the_guides_order():
         "tflite_gpu",
         "openvino_vpu",
         "onnxruntime_cpu",
+        "onnxruntime_providers",
         "openvino_cpu",
+        "openvino_gpu",
         "ncnn_cpu",
+        "ncnn_vulkan",
         "mnn_cpu",
         "iree_cpu",
         "debug_backend",
@@ -379,7 +383,7 @@ REFUSED = [
     ({"package_location": "meta.yaml"}, r"meta.yaml is no folder"),
     ({"package_location": "."}, r"is no package: put an __init__.py there"),
     ({"package_location": "a\0b"}, r"is no folder"),
-    ({"package_location": "a" * 5000}, r"is no folder"),
+    ({"package_location": "a" * 5000}, r"package_location has more than 1024 characters"),
     ({"package_location": "~nobody-of-that-name/x"}, r"is no path"),
     ({"class_module": "script.py"}, r"class_module is 'script.py': leave out the '.py'"),
     ({"class_module": "../script"}, r"class_module: '../script' cannot be the name of a module"),

@@ -99,7 +99,7 @@ def test_a_constant_scale_folds_as_a_batch_normalization() -> None:
 def test_a_constant_operand_elsewhere_is_one_of_the_like_op_alone() -> None:
     b = Builder()
     graph = b.graph(b.relu(b.number("Add", b.op("MaxPool", b.input()), 1)))
-    assert types(graph, rules(add_relu=when(True, context=False))) == ["maxpool", "bias-relu"]
+    assert types(graph, rules(add_relu=when(True, context=False))) == ["maxpool", "addscalar-relu"]
 
 
 def test_missing_and_undecided_rules_join_nothing_and_are_recorded() -> None:
@@ -308,6 +308,127 @@ def test_a_view_that_is_a_kernel_by_a_rule() -> None:
     assert types(graph, rules(relu_flatten=False)) == ["relu", "flatten"]
 
 
+EVERYWHERE = rules(add_mul=True, mul_add=True, add_relu=True, relu_add=True, mul_relu=True) | {
+    "MONELTWISE": {"obey": "case2"},
+    "MINELTWISE": {"obey": "case4"},
+}
+
+
+def with_case(name: str, case: str | None) -> dict[str, Any]:
+    return EVERYWHERE | {name: {"obey": case}}
+
+
+def test_element_wise_kernels_may_give_a_tensor_that_others_read() -> None:
+    b = Builder()
+    y = b.op("Add", b.op("MaxPool", b.input()), b.input())
+    graph = b.graph(b.relu(y), b.op("AveragePool", y))
+    assert types(graph, EVERYWHERE) == ["maxpool", "add-relu", "avgpool"]
+    assert types(graph, with_case("MONELTWISE", "case1")) == ["maxpool", "add", "relu", "avgpool"]
+    # what a convolution could have taken is asked about with one
+    b = Builder()
+    y = b.op("Add", b.conv(b.input()), b.input())
+    graph = b.graph(b.relu(y), b.op("AveragePool", y))
+    assert types(graph, EVERYWHERE) == ["conv", "add-relu", "avgpool"]
+    beside = {"BF_add_relu": when(True, context=True, context_conv=False)}
+    assert types(graph, EVERYWHERE | beside) == ["conv", "add", "relu", "avgpool"]
+
+
+def test_element_wise_kernels_may_join_at_an_op() -> None:
+    b = Builder()
+    x, y = b.op("MaxPool", b.input()), b.op("MaxPool", b.input())
+    graph = b.graph(b.op("Add", b.relu(x), b.relu(y)))
+    assert types(graph, EVERYWHERE) == ["maxpool", "maxpool", "relu-relu-add"]
+    first_only = with_case("MINELTWISE", "case2")
+    assert types(graph, first_only) == ["maxpool", "maxpool", "relu", "relu-add"]
+
+
+def test_element_wise_ops_of_a_layer_norm_are_one_kernel() -> None:
+    """What two read, and what is joined again: as Keras writes it."""
+    b = Builder()
+    x, mean, scale = b.conv(b.input()), b.input((1, 16, 8, 1)), b.input((1, 16, 8, 1))
+    factor = b.op("Mul", b.op("Neg", scale), b.constant(shape=(8,)), shape=IMAGE)
+    shift = b.op("Mul", b.op("Neg", mean), factor, shape=IMAGE)
+    graph = b.graph(b.op("Add", b.op("Mul", x, factor), shift))
+    given = EVERYWHERE | rules(mul_mul=True, mulscalar_mul=True, conv_mul=False)
+    assert types(graph, given) == ["conv", "neg-mulc-neg-mul-mul-add"]
+
+
+def test_what_may_be_needed_first_does_not_join_an_element_wise_kernel() -> None:
+    b = Builder()
+    y = b.op("Add", b.input(), b.input())
+    around = b.op("MaxPool", y)
+    graph = b.graph(b.op("Mul", y, around))
+    assert types(graph, EVERYWHERE) == ["add", "maxpool", "mul"]
+
+
+def test_all_that_executes_nothing_goes_where_it_is_read() -> None:
+    b = Builder()
+    x, y = b.input(), b.input()
+    inner = [b.op("Concat", each, each, shape=(1, 32, 8, 8), axis=1) for each in (x, y)]
+    graph = b.graph(b.relu(b.op("Concat", *inner, shape=(1, 64, 8, 8), axis=1)))
+    free = {"obey": None, "verdict": "free", "free": ["concat"]}
+    assert types(graph, {"BF_concat_concat": free}) == ["concat-concat-concat", "relu"]
+
+
+@pytest.mark.parametrize("reads", ["nothing", "before", "behind", "given"])
+def test_a_sum_is_not_added_in_place_to_what_is_read_again(reads: str) -> None:
+    b = Builder()
+    other = b.op("MaxPool", b.input())
+    y = b.relu(other) if reads == "before" else b.input()
+    total = b.op("Add", b.conv(y), other)
+    outputs = [b.op("AveragePool", total)]
+    if reads == "behind":
+        outputs.append(b.op("AveragePool", other))
+    if reads == "given":
+        outputs.append(other)
+    found = types(b.graph(*outputs), rules(conv_add=when(True, context=True, context_again=False)))
+    assert ("conv-add" in found) == (reads in ("nothing", "before"))
+
+
+def test_an_operand_that_a_pool_passes_on() -> None:
+    """Not the layout of a convolution's output, but what is found with a pool in between."""
+
+    def graph(*between: str) -> Graph:
+        b = Builder()
+        x = b.conv(b.input())
+        for name in between:
+            x = b.op(name, x)
+        return b.graph(b.op("Add", b.conv(b.op("MaxPool", x)), x))
+
+    given = rules(conv_add=when(False, context=False, context_conv=True, context_passed=False))
+    assert types(graph(), given)[-1] == "conv-add"
+    assert types(graph("Sigmoid"), given | rules(conv_sigmoid=True))[-1] == "conv-add"
+    assert types(graph("MaxPool"), given)[-2:] == ["conv", "add"]
+    given |= rules(conv_add=when(False, context=False, context_passed=True))
+    assert types(graph("MaxPool"), given)[-1] == "conv-add"
+
+
+def test_what_a_pool_took_in_context_is_asked_alone() -> None:
+    """``BF_scale_mul`` in context is about a pool's kernel where pools take scales."""
+    b = Builder()
+    x = b.op("Mul", b.op("Softmax", b.input()), b.constant(shape=(1, 16, 1, 1)))
+    graph = b.graph(b.relu(x))
+    given = rules(scale_relu=when(True, context=False))
+    assert types(graph, given) == ["softmax", "scale", "relu"]
+    assert types(graph, given | rules(avgpool_scale=True)) == ["softmax", "scale-relu"]
+
+
+def test_a_composite_is_left_in_parts_that_rules_tell_of_if_it_was_tested_as_one_op() -> None:
+    b = Builder()
+    x = b.number("Add", b.conv(b.input()), 3)
+    graph = b.graph(b.number("Mul", b.op("Clip", x, b.constant(0.0), b.constant(6.0)), 1 / 6))
+
+    def found(implement: str, **more: bool) -> list[str]:
+        given = rules(conv_hardsigmoid=True, **more)
+        environment = {"options": {"models": {"IMPLEMENT": implement}}}
+        return types(graph, {name: {**r, "environment": environment} for name, r in given.items()})
+
+    parts = {"conv_addscalar": False, "addscalar_relu6": False, "relu6_mulscalar": False}
+    assert found("onnx", **parts) == ["conv", "addscalar", "relu6", "mulscalar"]
+    assert found("tensorflow", **parts) == ["conv-hardsigmoid"]
+    assert found("onnx") == ["conv-hardsigmoid"]
+
+
 def test_views_that_give_the_shape_back_are_looked_through() -> None:
     b = Builder()
     x = b.op("Squeeze", b.conv(b.input()), shape=(16, 8, 8))
@@ -351,7 +472,8 @@ def test_a_composite_in_other_steps_than_were_tested_is_not_what_was_tested() ->
         return b.graph(b.number("Div", b.op("Mul", x, gate), 6))
 
     assert types(graph(parts=False), given) == ["maxpool", "conv-hswish"]
-    assert types(graph(parts=True), given) == ["maxpool", "conv", "bias", "relu6", "mul", "scale"]
+    parts = ["addscalar", "relu6", "mul", "mulscalar"]
+    assert types(graph(parts=True), given) == ["maxpool", "conv", *parts]
     unknown = rules(conv_hswish=True)  # such as do not tell kernels
     assert types(graph(parts=True), unknown) == ["maxpool", "conv-hswish"]
 
@@ -654,11 +776,12 @@ def graphs(draw: st.DrawFn) -> Graph:
     known = [b.input(), b.input()]
     for _ in range(draw(st.integers(1, 25))):
         recent = st.sampled_from(known[-4:])
-        kind = draw(st.sampled_from([*_UNARY, *_VIEWS, "Add", "Add", "Mul", "Split"]))
+        twos = ["Add", "Add", "Mul", "Concat"]
+        kind = draw(st.sampled_from([*_UNARY, *_VIEWS, *twos, "Split"]))
         more = {}
         if draw(st.integers(0, 5)) == 0 and kind not in ("Identity", "Split"):
             more["fused_activation_function"] = "RELU"
-        if kind in ("Add", "Mul"):
+        if kind in twos:
             known.append(b.op(kind, draw(recent), draw(recent), shape=IMAGE, **more))
         elif kind == "Conv":
             known.append(b.op(kind, draw(recent), b.constant(shape=(16, 16, 3, 3)), **more))
@@ -673,13 +796,19 @@ def graphs(draw: st.DrawFn) -> Graph:
 def rule_files(draw: st.DrawFn) -> dict[str, Any]:
     obey = st.sampled_from([True, True, True, False, None])
     found: dict[str, Any] = {
-        f"BF_{a}_{b}": when(draw(obey), context=draw(obey), context_conv=draw(obey))
+        f"BF_{a}_{b}": when(
+            draw(obey), context=draw(obey), context_conv=draw(obey), context_again=False
+        )
         for a in _OPERATORS
         for b in _OPERATORS
         if draw(st.integers(0, 9)) < 8
     }
     for ops in draw(st.lists(st.lists(st.sampled_from(_OPERATORS), min_size=3, max_size=4))):
         found["BF_" + "_".join(ops)] = {"obey": draw(obey)}
+    for op in ("concat", "relu", "mul"):
+        found[f"BF_{op}_{op}"] = {"obey": None, "verdict": "free", "free": [op]}
+    found["MONELTWISE"] = {"obey": draw(st.sampled_from(["case1", "case2"]))}
+    found["MINELTWISE"] = {"obey": draw(st.sampled_from(["case1", "case3", "case4"]))}
     found["MON"] = {"obey": draw(st.sampled_from([0, 1, "case1", "case2", "case3"]))}
     found["MIN"] = {"obey": draw(st.sampled_from(["case1", "case2", "case3", None]))}
     found["Pair"] = {"obey": draw(st.sampled_from(["one", "two"]))}

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hand_graphs import Builder, rules
 
 from nn_meter.builder.config import RuletestConfig
+from nn_meter.fusion_rules.read import parse_rules
 from nn_meter.kernel_detector.check.truth import Truth
 from nn_meter.kernel_detector.graph import Graph
 from nn_meter.kernel_detector.rule_source import load_rules
-from nn_meter.kernel_detector.suggest import Known, cut, learn
+from nn_meter.kernel_detector.suggest import Known, cut, layouts, learn
 from nn_meter.kernel_detector.suggest.asking import Answers
+from nn_meter.kernel_detector.suggest.layouts import with_sizes
 
 SIZES = RuletestConfig(IMPLEMENT="onnx").model_dump()
 OPERATORS = frozenset({"conv", "bn", "relu", "tanh", "add", "mul", "fc", "matmul", "gelu", "se"})
@@ -301,3 +305,71 @@ def test_it_comes_to_an_end_whatever_the_runtime_says():
     learned = learn(known, {}, Runtime(moody))
     assert learned.after.wrong <= learned.before.wrong
     assert len(calls) < 2000
+
+
+# --- sizes without a model -----------------------------------------------------------------------
+
+
+class Layouts(Runtime):
+    """Fuses in context where the channels are whole blocks, and never alone."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__(never)
+        self.block = block
+
+    def _rule(self, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+        inside = {"obey": sizes["CIN"] % self.block == 0, "evidence": "graph"}
+        return {"obey": False, "evidence": "graph", "when": {"context": inside}}
+
+
+@pytest.mark.parametrize(("block", "asked"), [(16, [24, 32, 40, 48]), (8, [24, 12, 16, 20])])
+def test_rules_that_go_by_a_layout_hold_of_whole_blocks_of_channels(
+    block: int, asked: list[int]
+) -> None:
+    runtime = Layouts(block)
+    given = runtime.ask(["BF_bn_relu", "BF_conv_add"]).rules
+    given |= rules(conv_relu=True, conv_tanh=False)  # neither goes by what is around it
+
+    found = with_sizes(given, runtime)
+
+    assert set(found) == {"BF_bn_relu", "BF_conv_add"}
+    assert [sized["where"] for sized in found["BF_bn_relu"]["sizes"]] == [
+        {"channels": {"no_multiple_of": block}}
+    ]
+    assert found["BF_conv_add"]["sizes"][0]["where"] == {"out_channels": {"no_multiple_of": block}}
+    assert {size["CIN"] for size in runtime.asked_sizes} >= set(asked[:2])
+    rule = parse_rules(found, "rules").rules["BF_bn_relu"]
+    (sized,) = rule.sizes
+    assert sized.findings["context"].obey is False
+    assert rule.findings["context"].obey is True
+    assert not sized.holds({"channels": [4 * block]})
+    assert sized.holds({"channels": [4 * block + block // 2]})
+
+
+def test_rules_that_hold_of_all_sizes_have_none() -> None:
+    runtime = Layouts(1)
+    assert with_sizes(runtime.ask(["BF_bn_relu"]).rules, runtime) == {}
+    assert with_sizes(rules(conv_relu=True), runtime) == {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """As much of a workspace as is looked at."""
+
+    path: Path
+
+
+def test_sizes_that_were_found_before_are_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    runtime = Layouts(16)
+    monkeypatch.setattr(layouts, "Asker", lambda *_, **__: runtime)
+    workspace: Any = Place(path=tmp_path)
+    given = runtime.ask(["BF_bn_relu"]).rules
+    first = layouts.ask_sizes(given, None, workspace)  # type: ignore[arg-type]
+    runtime.asked_sizes.clear()
+    again = layouts.ask_sizes(given, None, workspace, earlier=first)  # type: ignore[arg-type]
+    assert (again, runtime.asked_sizes) == (first, [])
+    changed = {"BF_bn_relu": {**first["BF_bn_relu"], "obey": True}}
+    assert layouts.ask_sizes(given, None, workspace, earlier=changed) == first  # type: ignore[arg-type]
+    assert runtime.asked_sizes

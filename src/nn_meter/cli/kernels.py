@@ -340,7 +340,7 @@ def _print(found: _Found) -> None:
     )
     if unknown := summary.get("unrecognized"):
         kinds = ", ".join(f"{kind} ({count})" for kind, count in unknown.items())
-        click.echo(f"not recognized, so each a kernel of its own: {kinds}")
+        click.echo(f"not recognized, so each a kernel of its own: {one_line(kinds)}")
     if found.check is not None:
         _print_check(found.check, found.backend)
     if found.suggested is not None:
@@ -365,9 +365,9 @@ def _print_check(check: Check, backend: str) -> None:
     click.echo(f"held against what {backend} executes: {_verdict(check)}")
     for difference in check.differ[:_MOST_DIFFERENCES]:
         told = difference.to_json()
+        ops = f"{' -> '.join(told['types'])} ({' -> '.join(told['ops'])})"
         click.echo(
-            f"  {' -> '.join(told['types'])} ({' -> '.join(told['ops'])}): executed "
-            f"{told['executed']}, by the rules {told['kernels']}"
+            f"  {one_line(ops)}: executed {told['executed']}, by the rules {told['kernels']}"
         )
     more = len(check.differ) - _MOST_DIFFERENCES
     if more > 0:

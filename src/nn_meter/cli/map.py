@@ -27,6 +27,7 @@ from nn_meter.fusion_rules.markdown import QUESTIONS, render
 from nn_meter.fusion_rules.ordinary import ordinary_pairs
 from nn_meter.fusion_rules.read import RULE_FILE, read_folder
 from nn_meter.fusion_rules.write import file_name, portable, write_rules
+from nn_meter.kernel_detector.suggest import ask_sizes
 
 __all__ = ["fusion_map"]
 
@@ -191,6 +192,7 @@ class _Asking:
         detected = detect_fusion_rule(profiled, workspace)
         found = read_json(workspace.results_dir / name / RULE_FILE, "fusion rules")
         rules = {rule: portable(found[rule]) for rule in detected}
+        rules |= ask_sizes(rules, backend, workspace, time_limit_s=self.time_limit_s)
         environment = next(iter(rules.values()))["environment"]  # that of the run: one for all
         target = self.rules / file_name(environment or {})
         return target, {**(_earlier(target, environment) if self.testcases else {}), **rules}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,11 +15,15 @@ from nn_meter.builder.backends.base import BaseBackend, ShowsGraph, ShowsGraphs
 from nn_meter.builder.backends.interface import create_workspace, quickest_implement
 from nn_meter.builder.config import RuletestConfig
 from nn_meter.builder.profiling.connection import greet
-from nn_meter.builder.workspace import Workspace
+from nn_meter.builder.profiling.results import read_view, write_results
+from nn_meter.builder.workspace import Workspace, read_json
 from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, print_json
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
-from nn_meter.fusion_rules.ordinary import ordinary_pairs
+from nn_meter.errors import GraphUnavailableError
+from nn_meter.fusion_rules.ordinary import ordinary_cases, ordinary_pairs
+from nn_meter.fusion_rules.read import RULE_FILE
+from nn_meter.kernel_detector.suggest import ask_sizes
 
 __all__ = ["run"]
 
@@ -66,6 +72,7 @@ def run(
     name = backend or steps.default_backend(opened)
     connected = steps.connect(name, opened)
     greet(connected)  # a runtime that is not there is said before models are built
+    earlier = read_view(opened.results_dir / name / RULE_FILE, "fusion rules")
     more = (
         {}
         if testcases or not _asks_more(opened, connected)
@@ -81,6 +88,8 @@ def run(
         time_threshold=time_limit,
     )
     detected = detect_fusion_rule(profiled, opened)
+    if more:
+        _ask_sizes(opened, name, connected, earlier, time_limit)
     wall_s = time.monotonic() - start
     if as_json:
         print_json(
@@ -118,6 +127,21 @@ def _asks_more(workspace: Workspace, backend: BaseBackend) -> bool:
     )
 
 
+def _ask_sizes(
+    workspace: Workspace,
+    name: str,
+    backend: BaseBackend,
+    earlier: Mapping[str, Any],
+    time_limit: float,
+) -> None:
+    """Ask in which sizes the rules hold that go by a layout, and write it beside them."""
+    folder = workspace.results_dir / name
+    rules = read_json(folder / RULE_FILE, "fusion rules")
+    sized = ask_sizes(rules, backend, workspace, earlier=earlier, time_limit_s=time_limit)
+    with workspace.lock():
+        write_results(workspace, folder, RULE_FILE, {**rules, **sized})
+
+
 def _ordinary(path: str, backend: BaseBackend, time_limit: float) -> dict[str, str]:
     """Ask those pairs that a new workspace does not, by graph; gives each rule's verdict.
 
@@ -125,15 +149,18 @@ def _ordinary(path: str, backend: BaseBackend, time_limit: float) -> dict[str, s
     """
     known = set(RuletestConfig().BASIC_TESTCASES)
     pairs = [pair for pair in ordinary_pairs() if pair not in known]
-    asked = steps.workspace_for(path, ",".join(pairs), "graph")
+    asked = steps.workspace_for(path, ",".join([*pairs, *ordinary_cases()]), "graph")
     generated = steps.generate(asked, time_limit)
-    profiled, _ = steps.profile(
-        asked,
-        backend,
-        generated.testcases,
-        fresh=False,
-        retry_failed=False,
-        time_threshold=time_limit,
-    )
+    try:
+        profiled, _ = steps.profile(
+            asked,
+            backend,
+            generated.testcases,
+            fresh=False,
+            retry_failed=False,
+            time_threshold=time_limit,
+        )
+    except GraphUnavailableError:
+        return {}  # on this device; profiling what one asked for says so
     found = detect_fusion_rule(profiled, asked)
     return {rule: str(verdict["verdict"]) for rule, verdict in found.items()}

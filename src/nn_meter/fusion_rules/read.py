@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 RULE_FILE = "detected_fusion_rule.json"
-_MOST_BYTES = 2**26
 _DEEPEST = 8
 _WORDS: dict[bool, str] = {True: "fused", False: "separate"}
 
@@ -44,7 +43,13 @@ FIRST_READER = "first"
 """What MON says, as a number above 0, in a file of the original: the first reader that fits."""
 
 _CASES = ("case1", "case2", "case3")
-_NAMED_CASES = {"MON": (*_CASES, FIRST_READER), "MIN": _CASES, "MINRELU": _CASES}
+_NAMED_CASES = {
+    "MON": (*_CASES, FIRST_READER),
+    "MIN": _CASES,
+    "MINRELU": _CASES,
+    "MONELTWISE": _CASES[:2],
+    "MINELTWISE": (*_CASES, "case4"),
+}
 """Test cases whose cases are known. Those of other classes may have any name."""
 
 
@@ -149,8 +154,6 @@ def _read_file(path: Path, name: str) -> RuleSet:
 def _load(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         raise ResultFileError(f"{path}: is no file")
-    if path.stat().st_size > _MOST_BYTES:
-        raise ResultFileError(f"{path}: is larger than {_MOST_BYTES} bytes, so no rule file")
     return read_json(path, "fusion rules"), str(path)
 
 

@@ -6,9 +6,9 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from nn_meter.kernel_detector.groups import Group
 from nn_meter.kernel_detector.kernels import Kernel
 from nn_meter.kernel_detector.recognition import Recognized
-from nn_meter.kernel_detector.splitting import Group
 
 __all__ = ["kernels_of"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from nn_meter.fusion_rules.rules import ALONE, Finding, Rule, RuleSet
 from nn_meter.kernel_detector.patterns import Patterns
@@ -12,6 +13,9 @@ from nn_meter.kernel_detector.recognition import Node, Recognized
 __all__ = ["Answer", "Chain", "Place", "Rulebook", "find_chains"]
 
 _CONTEXT = "context"
+_AGAIN = "context/again"
+_BEFORE = "avgpool"
+"""What stands right before a block in ``context``."""
 _KERNELS_AROUND = 3  # of what stands around a block: a convolution and a pool, and a pool
 
 
@@ -26,6 +30,7 @@ class Answer:
         situation: Where its finding was made.
         asked: The operators that were looked for.
         speaks: Place of the node whose sizes count.
+        is_free: Two that are alike are fused, as one of them executes nothing.
     """
 
     verdict: str
@@ -33,6 +38,7 @@ class Answer:
     situation: str = ""
     asked: tuple[str, ...] = ()
     speaks: int | None = None
+    is_free: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +47,26 @@ class Place:
 
     Attributes:
         alone: Nothing is before it and nothing behind.
-        operand: Where a second operand comes from: ``/conv``, ``/own``, or empty.
+        operand: Where a second operand comes from: ``/conv``, ``/passed`` on from one, ``/own``, or
+            empty.
         speaks: Place of the node whose sizes count.
         sizes: Its sizes, by the names that rules have for them (``Sized``); None: no rule asks.
+        is_read_again: A second operand is there before the block, and something reads it that is
+            not.
     """
 
     alone: bool
     operand: str = ""
     speaks: int | None = None
     sizes: Mapping[str, Sequence[int]] | None = None
+    is_read_again: bool = False
 
     @property
     def situations(self) -> tuple[str, ...]:
         """The situations to look for, the best first: an operand's origin before what is around."""
         around = (ALONE, _CONTEXT) if self.alone else (_CONTEXT, ALONE)
-        return tuple(
-            dict.fromkeys(place + operand for operand in (self.operand, "") for place in around)
-        )
+        operands = [self.operand, *(["/conv"] if self.operand == "/passed" else []), ""]
+        return tuple(dict.fromkeys(place + operand for operand in operands for place in around))
 
 
 class Rulebook:
@@ -78,7 +87,10 @@ class Rulebook:
             if name.startswith("BF_") and len(ops := tuple(name.split("_")[1:])) > 2
         }
         self._spread = _spread(rules)
+        self._one_op = _one_op(rules, patterns)
+        self._taken: dict[str, bool] = {}
         self._joined = _joined(rules)
+        self.by_reading_again = any(_AGAIN in rule.findings for rule in rules.rules.values())
         self.by_size = any(rule.sizes for rule in rules.rules.values())
 
     def pair(self, a: str, b: str, place: Place) -> Answer:
@@ -130,6 +142,24 @@ class Rulebook:
             speaks=place.speaks,
         )
 
+    def is_taken_in_context(self, operator: str) -> bool:
+        """Whether what stands before a block in ``context`` takes an operator.
+
+        Then what was found there of the one that follows is about that kernel.
+        """
+        if operator not in self._taken:
+            rule = self._rules.get(f"BF_{_BEFORE}_{operator}")
+            self._taken[operator] = rule is not None and rule.alone.verdict == "fused"
+        return self._taken[operator]
+
+    def knows(self, operators: Sequence[str]) -> bool:
+        """Whether there is something to say of each two neighbours in a row."""
+        anywhere = Place(alone=True)
+        return all(
+            self.pair(a, b, anywhere).verdict in ("fused", "separate")
+            for a, b in pairwise(operators)
+        )
+
     def case(self, name: str) -> str | bool | None:
         """How a test case of cases came out; None: it cannot be told, or there is none."""
         return self._rules[name].alone.obey if name in self._rules else None
@@ -142,8 +172,11 @@ class Rulebook:
         """Whether a composite is written in other steps than what rules were found with.
 
         A runtime that executes an operator as several kernels goes by its steps, and does not know
-        it by another way to write it.
+        it by another way to write it. One that was asked about the operator as one op was not asked
+        about its steps; where rules tell of these, one by one, they count.
         """
+        if node.operator in self._one_op and node.parts and self.knows(node.parts):
+            return True
         return (
             node.steps > 1
             and self.is_spread(node.operator)
@@ -158,14 +191,18 @@ class Rulebook:
     def _answer(self, rule: Rule, place: Place, asked: tuple[str, ...]) -> Answer:
         situation, found = _finding(rule, place)
         verdict = "undecided" if found is None else found.verdict
-        if verdict == "free" and len(set(asked)) == 1:
-            verdict = "fused"  # one of two that are alike executes nothing: both are in one kernel
+        again = rule.findings.get(_AGAIN) if place.is_read_again else None
+        if verdict == "fused" and again is not None and again.verdict == "separate":
+            situation, verdict = _AGAIN, "separate"
+        # one of two that are alike executes nothing: both are in one kernel
+        is_free = verdict == "free" and len(set(asked)) == 1
         return Answer(
-            verdict=verdict,
+            verdict="fused" if is_free else verdict,
             rule=rule.name,
             situation=situation,
             asked=asked,
             speaks=place.speaks,
+            is_free=is_free,
         )
 
 
@@ -212,6 +249,16 @@ def _spread(rules: RuleSet) -> dict[str, int]:
             for op in ops:
                 counted[op] = min(counted.get(op, most), most)
     return counted
+
+
+def _one_op(rules: RuleSet, patterns: Patterns) -> frozenset[str]:
+    """Operators that were one op in all the models that rules were found with."""
+    options = [environment.get("options") or {} for environment in rules.environments]
+    found = [
+        frozenset(patterns.one_op.get(str((each.get("models") or {}).get("IMPLEMENT")), ()))
+        for each in options
+    ]
+    return frozenset.intersection(*found) if found else frozenset()
 
 
 def _joined(rules: RuleSet) -> frozenset[str]:

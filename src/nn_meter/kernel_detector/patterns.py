@@ -87,7 +87,9 @@ class Patterns:
     convolutions: frozenset[str]
     linear: frozenset[str]
     nonlinear: frozenset[str]
+    elementwise: frozenset[str]
     passing: frozenset[str]
+    one_op: Mapping[str, Sequence[str]]
     folds_as: Mapping[str, str]
     stands_for: Mapping[str, Sequence[str]]
     activations: Mapping[str, Mapping[str, str]]
@@ -141,7 +143,9 @@ def read_patterns(text: str) -> Patterns:
         convolutions=frozenset(data["convolutions"]),
         linear=frozenset(data["linear"]),
         nonlinear=frozenset(data["nonlinear"]),
+        elementwise=frozenset(data["elementwise"]) | frozenset(data["nonlinear"]),
         passing=frozenset(data["passing"]) | frozenset(data["nonlinear"]),
+        one_op=data["one_op"],
         folds_as=data["folds_as"],
         stands_for=data["stands_for"],
         activations=data["activations"],

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 from nn_meter.kernel_detector.graph import Graph
@@ -47,6 +47,8 @@ class Node:
         is_known: It is an operator, not just an op's type.
         is_kept: One of its outputs is given by the model.
         steps: How many things it does; more than one: a composite.
+        parts: Of a composite whose steps stand in a row, each the only reader of the one before,
+            their operators, if each is one; else empty.
         inside: Place of the node of the op whose own activation it is; None: it is no such thing.
     """
 
@@ -59,6 +61,7 @@ class Node:
     is_known: bool = True
     is_kept: bool = False
     steps: int = 1
+    parts: tuple[str, ...] = ()
     inside: int | None = None
 
 
@@ -373,10 +376,22 @@ def _nodes(steps: Steps, groups: Mapping[int, tuple[str, tuple[int, ...]]]) -> l
                 is_known=step.index in groups or steps.operator(step.index) is not None,
                 is_kept=any(tensor in steps.kept for tensor in step.outputs),
                 steps=len(group),
+                parts=_parts(steps, group),
                 inside=node_of[first.index - 1] if first.is_extra else None,
             )
         )
     return nodes
+
+
+def _parts(steps: Steps, group: Sequence[int]) -> tuple[str, ...]:
+    """The operators of steps in a row; nothing if they are none, or no row."""
+    if len(group) < 2:
+        return ()
+    for before, place in pairwise(group):
+        if steps.data(steps.steps[place]) != list(steps.steps[before].outputs[:1]):
+            return ()
+    operators = [steps.operator(place) for place in group]
+    return tuple(op for op in operators if op is not None) if all(operators) else ()
 
 
 def _outer_inputs(steps: Steps, group: Sequence[int]) -> tuple[str, ...]:
@@ -386,6 +401,13 @@ def _outer_inputs(steps: Steps, group: Sequence[int]) -> tuple[str, ...]:
 
 
 def _attributes(steps: Steps, operator: str, group: Sequence[int]) -> dict[str, Any]:
+    try:
+        return _told(steps, operator, group)
+    except (LookupError, TypeError, ValueError):
+        return {}  # shapes or attributes of the file that no op of its type can have
+
+
+def _told(steps: Steps, operator: str, group: Sequence[int]) -> dict[str, Any]:
     if operator in ("fc", "matmul"):
         return _of_fc(steps, steps.steps[group[0]])
     if len(group) > 1:

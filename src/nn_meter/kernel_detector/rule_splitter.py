@@ -10,16 +10,19 @@ from nn_meter.fusion_rules.rules import RuleSet
 from nn_meter.kernel_detector.assembly import kernels_of
 from nn_meter.kernel_detector.customized import customized_rules
 from nn_meter.kernel_detector.graph import Graph
+from nn_meter.kernel_detector.groups import Decision
 from nn_meter.kernel_detector.kernels import Kernel
 from nn_meter.kernel_detector.pair_rules import Rulebook
 from nn_meter.kernel_detector.patterns import patterns
 from nn_meter.kernel_detector.recognition import Recognized, recognize
 from nn_meter.kernel_detector.rule_source import RuleSource, load_rules
-from nn_meter.kernel_detector.splitting import Decision, Split
+from nn_meter.kernel_detector.splitting import Split
 
 __all__ = ["Decision", "RuleSplitter"]
 
 log = logging.getLogger(__name__)
+
+_MOST_NAMED = 20
 
 
 class RuleSplitter:
@@ -54,10 +57,10 @@ class RuleSplitter:
             log.warning("%s: holds no rules; nothing will be put together", self.rules.name)
         self._patterns = patterns()
         if unknown := _operators_of(self.rules) - self._patterns.names:
+            names, more = sorted(unknown)[:_MOST_NAMED], len(unknown) - _MOST_NAMED
             log.warning(
-                "%s: rules of operators that no op of a model is recognized as: %s",
-                self.rules.name,
-                ", ".join(sorted(unknown)),
+                "%s: rules of operators that no op of a model is recognized as: %s%s",
+                *(self.rules.name, ", ".join(names), f" and {more} more" if more > 0 else ""),
             )
         self._book = Rulebook(self.rules, self._patterns)
         self._customized = customized_rules(self.rules, testcases)

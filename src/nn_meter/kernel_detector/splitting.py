@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from nn_meter.kernel_detector.customized import Customized, find_blocks
+from nn_meter.kernel_detector.groups import Decision, Group
 from nn_meter.kernel_detector.pair_rules import Answer, Place, Rulebook, find_chains
 from nn_meter.kernel_detector.recognition import Node, Recognized
 from nn_meter.kernel_detector.rule_source import FIRST_READER
-from nn_meter.kernel_detector.sizes import sizes_of
+from nn_meter.kernel_detector.standing import Standing
 
-__all__ = ["Decision", "Group", "Split"]
-
-_MOST_OPERANDS = 64
-"""Of an op that reads more, it is not asked for each where all the others come from."""
-
-_OPERAND = "conv"
-"""The operator whose output is a second operand in the situations ``/conv``."""
+__all__ = ["Split"]
 
 _WORDS = {
     "fused": "the rule says so",
@@ -27,59 +21,6 @@ _WORDS = {
     "undecided": "the rule cannot tell",
     "missing": "there is no rule",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decision:
-    """What was decided of two neighbours.
-
-    Attributes:
-        edge: Names of the nodes: the one that writes, the one that reads.
-        operators: Their operators.
-        rule: The rule that decided; of a missing one the name that was looked for; empty: none was
-            asked.
-        situation: Where the rule's finding was made, e.g. ``context/conv``.
-        fused: They ended in one kernel.
-        why: In words.
-        asked: The operators that a rule was looked for, in their order; empty: none was.
-        speaks: Name of the node whose sizes count; empty: no rule was looked for.
-    """
-
-    edge: tuple[str, str]
-    operators: tuple[str, str]
-    fused: bool
-    why: str
-    rule: str = ""
-    situation: str = ""
-    asked: tuple[str, ...] = ()
-    speaks: str = ""
-
-
-@dataclass(slots=True)
-class Group:
-    """A kernel that grows.
-
-    Attributes:
-        nodes: Places of its nodes.
-        tail: The one behind which others may join.
-        last: The same, views aside.
-        anchor: The first that is heavy.
-        merge: The last that joined and reads something else besides.
-        folds: Behind the anchor stand only linear ops, which end in its weights.
-        leaks: A node that is not its last is read from outside. Then what joins may read nothing
-            else from outside: no cycle arises as long as all that enters a kernel leads to all that
-            leaves it.
-        is_closed: A customized rule says what is in it.
-    """
-
-    nodes: list[int]
-    tail: int
-    last: int
-    anchor: int | None = None
-    merge: int | None = None
-    folds: bool = True
-    leaks: bool = False
-    is_closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +51,9 @@ class Split:
         self._nodes = model.nodes
         self._known = model.patterns
         self._book = book
-        self._group_of: list[Group | None] = [None] * len(model.nodes)
+        self._standing = Standing(model, book)
+        self._read_by_customized: set[int] = set()
         self._chosen: dict[int, int | None] = {}
-        self._is_from_conv = self._from_convolutions()
         self._chains, gave_way = find_chains(model, book.chains)
         self.conflicts += [
             f"{chain.rule.name} at {self._nodes[chain.nodes[0]].name} gave way to "
@@ -121,8 +62,9 @@ class Split:
         ]
         self._apply(customized)
         for place in range(len(self._nodes)):
-            if self._group_of[place] is None:
+            if self._standing.group_of[place] is None:
                 self._settle(place)
+            self._standing.settled(place)
 
     def groups(self) -> Iterator[Group]:
         """Each kernel once, by its first node."""
@@ -134,7 +76,7 @@ class Split:
     def lonely(self) -> Iterator[Node]:
         """Nodes that are kernels by themselves, views aside."""
         for group in self.groups():
-            found = [place for place in group.nodes if not self._is_view(place)]
+            found = [place for place in group.nodes if not self._standing.is_view(place)]
             if len(found) == 1 and not group.is_closed:
                 yield self._nodes[found[0]]
 
@@ -148,20 +90,23 @@ class Split:
         sources = list(
             dict.fromkeys(self.model.makers[t] for t in node.inputs if t in self.model.makers)
         )
-        if self._is_view(place) and sources:
+        if self._standing.is_view(place) and sources:
             self._settle_view(place, sources)
             return
         verdicts = [self._asked(source, place) for source in sources]
         taken = self._taker(place, sources, verdicts)
-        for source, verdict in zip(sources, verdicts, strict=True):
-            why, fused = verdict.why, source == taken
-            if verdict.fused and not fused:
-                why = "another input took it" if taken is not None else "MIN: no input takes it"
-            self._record(source, place, _Verdict(fused, why, verdict.answer))
         if taken is None:
             self._start(place)
         else:
             self._join(taken, place)
+            for source, verdict in zip(sources, verdicts, strict=True):
+                if verdict.fused:
+                    self._merge(source, place, verdict)
+        for source, verdict in zip(sources, verdicts, strict=True):
+            why, fused = verdict.why, self._group(source) is self._group(place)
+            if verdict.fused and not fused:
+                why = "another input took it" if taken is not None else "MIN: no input takes it"
+            self._record(source, place, _Verdict(fused, why, verdict.answer))
 
     def _taker(
         self, place: int, sources: Sequence[int], verdicts: Sequence[_Verdict]
@@ -184,7 +129,7 @@ class Split:
         """A view goes with what makes its tensor, unless a rule says that it is a kernel."""
         source, group = sources[0], self._group(sources[0])
         node, maker = self._nodes[place], self._nodes[source]
-        alone = self._is_alone(source, place)
+        alone = self._standing.is_alone(source, place)
         answer = self._book.pair(maker.operator, node.operator, Place(alone=alone))
         enters = len(sources) > 1 or len(node.inputs) > 1
         if answer.verdict == "separate" or enters:
@@ -193,7 +138,7 @@ class Split:
             self._start(place)
         else:
             self._hang(source, place, "a view", answer)
-            if self._is_only_reader(source, place) and group.tail == source:
+            if self._standing.is_only_reader(source, place) and group.tail == source:
                 group.tail = place
             else:
                 group.leaks = True
@@ -203,7 +148,7 @@ class Split:
     # --- kernels that grow -----------------------------------------------------------------------
 
     def _group(self, place: int) -> Group:
-        group = self._group_of[place]
+        group = self._standing.group_of[place]
         if group is None:  # nodes are settled in a topological order
             raise AssertionError(f"{self._nodes[place].name} was read before it was settled")
         return group
@@ -211,23 +156,62 @@ class Split:
     def _start(self, place: int) -> None:
         group = Group(nodes=[place], tail=place, last=place)
         self._count(group, place)
-        self._group_of[place] = group
+        self._standing.group_of[place] = group
 
     def _count(self, group: Group, place: int) -> None:
         """Note what a new node means for those that join later."""
+        group.is_elementwise = group.is_elementwise and self._standing.is_elementwise(place)
+        if place in self._read_by_customized:
+            group.is_read_before = True
         if group.anchor is None:
-            group.anchor = place if self._is_heavy(place) else None
+            group.anchor = place if self._standing.is_heavy(place) else None
         elif self._nodes[place].operator not in self._known.linear:
             group.folds = False
+
+    def _merge(self, source: int, place: int, verdict: _Verdict) -> None:
+        """Put the kernel of another one that a node reads into its kernel, where rules say so."""
+        group, other = self._group(place), self._group(source)
+        if other is group:
+            return
+        answer = verdict.answer
+        if answer is not None and answer.is_free:
+            # where one of two executes nothing, nor do others like it that nothing else reads
+            may = (
+                other.tail == source
+                and self._standing.is_only_reader(source, place)
+                and not other.leaks
+            )
+        else:
+            may = (
+                group.is_elementwise
+                and other.is_elementwise
+                and self._book.case("MINELTWISE") == "case4"
+                and not group.is_read_before
+                and not other.is_read_before
+            )
+        if may:
+            other.leaks = other.leaks or len(self.model.readers[source]) > 1
+            self._put_together(group, other)
+
+    def _put_together(self, group: Group, other: Group) -> None:
+        """Put all of another kernel into one; time goes by the smaller of the two."""
+        if len(other.nodes) > len(group.nodes):
+            group, other = other, group
+            group.tail, group.last, group.merge = other.tail, other.last, other.merge
+        group.take(other)
+        for place in other.nodes:
+            self._standing.group_of[place] = group
 
     def _hang(self, source: int, place: int, why: str, answer: Answer | None = None) -> None:
         """Put a node into the kernel of the only one that it reads."""
         group = self._group(source)
         group.nodes.append(place)
-        self._group_of[place] = group
-        if not self._is_view(place):
+        self._standing.group_of[place] = group
+        if self._standing.is_view(place):
+            group.is_elementwise = False
+        else:
             self._count(group, place)
-            if group.tail == source and self._is_only_reader(source, place):
+            if group.tail == source and self._standing.is_only_reader(source, place):
                 group.tail = group.last = place
             else:
                 group.leaks = True
@@ -242,7 +226,7 @@ class Split:
         self._count(group, place)
         if len(self._nodes[place].inputs) > 1:
             group.merge = place
-        self._group_of[place] = group
+        self._standing.group_of[place] = group
 
     # --- may it join -----------------------------------------------------------------------------
 
@@ -261,9 +245,15 @@ class Split:
             return "the model gives the tensor between them"
         if group.is_closed:
             return "a customized rule says what is in its kernel"
+        if (
+            group.is_elementwise
+            and self._standing.is_elementwise(place)
+            and self._book.case("MONELTWISE") == "case2"
+        ):
+            return self._refusal_of_elementwise(group, source, place)
         if group.tail != source:
             return "its kernel goes on elsewhere"
-        if not self._is_only_reader(source, place):
+        if not self._standing.is_only_reader(source, place):
             why = self._several(group, source, place)
             if why:
                 return why
@@ -274,16 +264,33 @@ class Split:
             return "it reads another kernel, which may need this one first"
         return ""
 
+    def _refusal_of_elementwise(self, group: Group, source: int, place: int) -> str:
+        """The same of element-wise kernels that may give several tensors."""
+        is_last = group.tail == source and self._standing.is_only_reader(source, place)
+        if (
+            not is_last
+            and len(self._nodes[source].inputs) > 1
+            and self._standing.reads_conv(source)
+        ):
+            # a convolution could have taken it; then what is found with one counts
+            one, other = self._nodes[source].operator, self._nodes[place].operator
+            beside_conv = Place(alone=False, operand="/conv")
+            if self._book.pair(one, other, beside_conv).verdict != "fused":
+                return "a convolution could have taken what it reads"
+        if group.is_read_before and self._enters(group, place):
+            return "it reads another kernel, which may need this one first"
+        return ""
+
     def _answer(self, group: Group, source: int, place: int) -> Answer:
-        around = self._place(group, place)
+        around = self._standing.place_of(group, place)
         chain = self._chains.get((source, place))
-        if chain is not None:
+        if chain is not None and not around.is_read_again:  # chains are not asked that
             run, position = chain
             in_chain = replace(
                 around,
-                operand=self._operand_of_chain(run.nodes),
+                operand=self._standing.operand_of_chain(run.nodes),
                 speaks=run.nodes[0],
-                sizes=self._sizes(run.nodes[0]),
+                sizes=self._standing.sizes(run.nodes[0]),
             )
             answer = self._book.edge(run, position, in_chain)
             if answer is not None:
@@ -291,33 +298,25 @@ class Split:
         node, last = self._nodes[place].operator, self._nodes[group.last].operator
         if source != group.last:  # a rule may join across a view
             view = self._nodes[source].operator
-            answer = self._book.pair(view, node, self._spoken_by(source, around))
-            if answer.verdict == "fused":
+            answer = self._book.pair(view, node, self._standing.spoken_by(source, around))
+            if answer.verdict == "fused" or group.is_elementwise:
                 return answer
         if group.anchor is None:
             return self._book.pair(last, node, around)
         anchor = self._nodes[group.anchor].operator
-        if node in self._known.linear or self._is_heavy(place):
+        if node in self._known.linear or self._standing.is_heavy(place):
             if group.folds:
                 return self._book.fold(anchor, node, around)
-            return self._book.pair(last, node, self._spoken_by(group.last, around))
+            return self._book.pair(last, node, self._standing.spoken_by(group.last, around))
         speaks = group.anchor
         if group.merge is not None and len(self._nodes[place].inputs) > 1:
             speaks = group.merge
-        spoken = self._spoken_by(speaks, around)
+        spoken = self._standing.spoken_by(speaks, around)
         answer = self._book.pair(self._nodes[speaks].operator, node, spoken)
         if answer.verdict == "fused" and last in self._known.nonlinear:
             # the rule is about what has none so far
-            return self._book.pair(last, node, self._spoken_by(group.last, around))
+            return self._book.pair(last, node, self._standing.spoken_by(group.last, around))
         return answer
-
-    def _spoken_by(self, place: int, around: Place) -> Place:
-        """The same place, by the sizes of another node."""
-        if place == around.speaks:
-            return around
-        return Place(
-            alone=around.alone, operand=around.operand, speaks=place, sizes=self._sizes(place)
-        )
 
     # --- several readers -------------------------------------------------------------------------
 
@@ -343,107 +342,16 @@ class Split:
         """Whether a reader's branch is the one of a case: what follows is heavy, or is not."""
         if case == FIRST_READER:
             return True
-        behind = [self._is_heavy(place) for place in self.model.readers[reader]]
+        behind = [self._standing.is_heavy(place) for place in self.model.readers[reader]]
         return any(behind) if case == "case3" else bool(behind) and not any(behind)
-
-    def _is_only_reader(self, source: int, place: int) -> bool:
-        readers = self.model.readers[source]
-        return not self._nodes[source].is_kept and len(readers) == 1 and readers[0] == place
 
     def _enters(self, group: Group, place: int) -> bool:
         """Whether a node reads what other kernels write, or the model is given."""
         return any(
             tensor not in self.model.makers
-            or self._group_of[self.model.makers[tensor]] is not group
+            or self._standing.group_of[self.model.makers[tensor]] is not group
             for tensor in self._nodes[place].inputs
         )
-
-    # --- where it stands -------------------------------------------------------------------------
-
-    def _place(self, group: Group, place: int) -> Place:
-        node, first = self._nodes[place], self._nodes[group.nodes[0]]
-        operand = ""
-        if 1 < len(node.inputs) <= _MOST_OPERANDS:
-            others = [
-                t
-                for t in node.inputs
-                if t not in self.model.makers or self._group_of[self.model.makers[t]] is not group
-            ]
-            operand = self._operand(others, first.inputs)
-        elif group.anchor is None and len(self._nodes[group.last].inputs) > 1:
-            operand = self._unclaimed(group.last)
-        speaks = group.last if group.anchor is None else group.anchor
-        return Place(
-            alone=self._is_alone(group.nodes[0], place),
-            operand=operand,
-            speaks=speaks,
-            sizes=self._sizes(speaks),
-        )
-
-    def _sizes(self, place: int) -> Mapping[str, Sequence[int]] | None:
-        """The sizes of a node, if a rule asks for any."""
-        return sizes_of(self.model, place) if self._book.by_size else None
-
-    def _is_alone(self, first: int, last: int) -> bool:
-        before = any(tensor in self.model.makers for tensor in self._nodes[first].inputs)
-        return not before and not self.model.readers[last]
-
-    def _operand(self, others: Sequence[str], own: Sequence[str]) -> Literal["", "/own", "/conv"]:
-        """Where a second operand comes from: the block's own input, or a convolution."""
-        if any(tensor in own for tensor in others):
-            return "/own"
-        makers = (self.model.makers.get(tensor) for tensor in others)
-        if any(maker is not None and self._is_from_conv[maker] for maker in makers):
-            return "/conv"
-        return ""
-
-    def _unclaimed(self, place: int) -> Literal["", "/conv"]:
-        """Where the operands come from of an op that no kernel took.
-
-        Where rules say that a convolution takes such an op, what was found with one as operand is
-        about that kernel, and does not fit here, where none did.
-        """
-        node = self._nodes[place]
-        taken = self._book.pair(_OPERAND, node.operator, Place(alone=False, operand="/conv"))
-        if taken.verdict != "separate":
-            return ""
-        makers = (self.model.makers.get(tensor) for tensor in node.inputs)
-        from_conv = any(maker is not None and self._is_from_conv[maker] for maker in makers)
-        return "/conv" if from_conv else ""
-
-    def _operand_of_chain(self, nodes: Sequence[int]) -> str:
-        inside = set(nodes)
-        own = self._nodes[nodes[0]].inputs
-        if 1 < len(own) <= _MOST_OPERANDS:  # the first op's own second operand
-            return self._operand(own[1:], own[:1])
-        for place in nodes[1:]:
-            others = [
-                t for t in self._nodes[place].inputs if self.model.makers.get(t) not in inside
-            ]
-            if others:
-                return self._operand(others, own)
-        return ""
-
-    def _from_convolutions(self) -> list[bool]:
-        """Of each node whether its output lies as a convolution's: its own, or passed on."""
-        found: list[bool] = []
-        folds: list[bool] = []  # a convolution, or what its weights can take in
-        for place, node in enumerate(self._nodes):
-            is_conv = node.operator in self._known.convolutions
-            makers = [self.model.makers[t] for t in node.inputs[:1] if t in self.model.makers]
-            behind = node.operator in self._known.linear and any(
-                folds[maker] and self._is_only_reader(maker, place) for maker in makers
-            )
-            passes = node.operator in self._known.passing and any(found[m] for m in makers)
-            folds.append(is_conv or behind)
-            found.append(is_conv or behind or passes)
-        return found
-
-    def _is_view(self, place: int) -> bool:
-        return self._nodes[place].operator in self._known.views
-
-    def _is_heavy(self, place: int) -> bool:
-        return self._nodes[place].operator in self._known.heavy
 
     def _is_undone(self, group: Group, source: int, place: int) -> bool:
         """Whether the views at a kernel's end give the shape back, or a rule joins across them."""
@@ -452,7 +360,7 @@ class Split:
         if before is not None and before == after:
             return True
         view, node = self._nodes[source].operator, self._nodes[place].operator
-        return self._book.pair(view, node, self._place(group, place)).verdict == "fused"
+        return self._book.pair(view, node, self._standing.place_of(group, place)).verdict == "fused"
 
     # --- what is settled beforehand, and written down
 
@@ -467,15 +375,16 @@ class Split:
                 group = Group(
                     nodes=places, tail=places[-1], last=places[-1], leaks=True, is_closed=True
                 )
-                group.anchor = next(filter(self._is_heavy, places), None)
+                group.anchor = next(filter(self._standing.is_heavy, places), None)
                 answer = Answer(verdict=block.rule.case, rule=block.rule.name)
                 for place in places:
-                    self._group_of[place] = group
+                    self._standing.group_of[place] = group
                 for place in places:
                     for tensor in self._nodes[place].inputs:
                         source = self.model.makers.get(tensor)
                         if source is not None:
                             fused = source in places
+                            self._read_by_customized.add(source)
                             why = f"customized rule: {block.rule.case}"
                             self._record(source, place, _Verdict(fused, why, answer))
 

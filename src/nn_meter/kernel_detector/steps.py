@@ -62,6 +62,7 @@ class Steps:
         self.maker: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
         self._same: dict[str, str] = {}
+        self._numbers: dict[str, float | None] = {}
         for op in graph.ops:
             self._add(op)
         for step in self.steps:
@@ -121,10 +122,18 @@ class Steps:
         return self._operators[index]
 
     def _operator(self, step: Step) -> str | None:
+        if not step.inputs:
+            return None  # all operators read something; a damaged model may have one that does not
         for operator, condition in self.patterns.operators.get(step.type, ()):
-            if not condition or _CONDITIONS[condition](self, step):
+            if not condition or self._holds(condition, step):
                 return operator
         return None
+
+    def _holds(self, condition: str, step: Step) -> bool:
+        try:
+            return _CONDITIONS[condition](self, step)
+        except (LookupError, TypeError, ValueError, ArithmeticError):
+            return False  # it lacks inputs or attributes that ops of its type have: no operator
 
     def data(self, step: Step) -> list[str]:
         """What a step reads and is no constant, in its order, a tensor as often as it is read."""
@@ -140,6 +149,11 @@ class Steps:
 
     def number(self, tensor: str) -> float | None:
         """The number that a constant tensor holds, in all its elements; None: not known."""
+        if tensor not in self._numbers:
+            self._numbers[tensor] = self._number(tensor)
+        return self._numbers[tensor]
+
+    def _number(self, tensor: str) -> float | None:
         found = self.graph.tensors.get(tensor)
         if found is None or not found.is_constant or found.value is None or not found.value.size:
             return None
@@ -264,6 +278,19 @@ def _is_channelwise(steps: Steps, step: Step) -> bool:
     return long == [channel] and shape[channel] == whole[channel]
 
 
+def _is_of_one_number(steps: Steps, step: Step) -> bool:
+    """Whether the only other operand is a constant of one number, without an axis."""
+    return _is_channelwise(steps, step) and steps.shape(steps.constants(step)[0]) == ()
+
+
+def _pads_with_zeros(steps: Steps, step: Step) -> bool:
+    if step.attributes.get("mode", "constant") not in ("constant", b"constant"):
+        return False
+    if len(step.inputs) > 2 and step.inputs[2]:
+        return steps.number(step.inputs[2]) == 0.0
+    return float(step.attributes.get("value", 0.0)) == 0.0
+
+
 def _flattens(steps: Steps, step: Step) -> bool:
     before, after = steps.shape(step.inputs[0]), steps.shape(step.outputs[0])
     return before is not None and after is not None and len(after) == 2 < len(before)
@@ -279,6 +306,17 @@ def _is_over_space(steps: Steps, step: Step) -> bool:
     return {axis % len(shape) for axis in axes} == space
 
 
+def _is_over_last(steps: Steps, step: Step) -> bool:
+    before, after = steps.shape(step.inputs[0]), steps.shape(step.outputs[0])
+    return (
+        before is not None
+        and after is not None
+        and len(before) == len(after)
+        and before[:-1] == after[:-1]
+        and steps.integers(step, "axes", 1) in ((-1,), (len(before) - 1,))
+    )
+
+
 _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "depthwise": _is_depthwise,
     "grouped": lambda steps, step: groups_of(steps, step) > 1,
@@ -292,6 +330,9 @@ _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "two_operands": lambda steps, step: len(steps.data(step)) > 1,
     "one_operand": lambda steps, step: len(steps.data(step)) == 1,
     "channelwise": _is_channelwise,
+    "one_number": _is_of_one_number,
+    "with_zeros": _pads_with_zeros,
     "flattens": _flattens,
     "over_space": _is_over_space,
+    "over_last": _is_over_last,
 }

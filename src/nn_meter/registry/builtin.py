@@ -46,6 +46,13 @@ _OPERATORS = {
     "pad": "Pad",
     "resize": "Resize",
     "channelshuffle": "ChannelShuffle",
+    "bias": "Bias",
+    "center": "Center",
+    "scale": "Scale",
+    "addscalar": "AddScalar",
+    "mulscalar": "MulScalar",
+    "square": "Square",
+    "mean": "Mean",
 }
 _CONTROLS = {"running_sum": "RunningSum"}
 """Operators that only controls are made of. No list has them; with its "_" the name is nobody's."""
@@ -55,14 +62,19 @@ _TESTCASES = {
     "MON": (f"{_TESTER_PACKAGE}.mon", "MultipleOutNodes"),
     "MIN": (f"{_TESTER_PACKAGE}.min", "MultipleInNodes"),
     "MINRELU": (f"{_TESTER_PACKAGE}.min", "MultipleInNodesRelu"),
+    "MONELTWISE": (f"{_TESTER_PACKAGE}.mon", "MultipleOutElementwise"),
+    "MINELTWISE": (f"{_TESTER_PACKAGE}.min", "MultipleInElementwise"),
 }
 _BACKENDS = {
     "tflite_cpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteCPUBackend"),
-    "tflite_gpu": (f"{_BACKENDS_PACKAGE}.tflite.backend", "TFLiteGPUBackend"),
+    "tflite_gpu": (f"{_BACKENDS_PACKAGE}.tflite.gpu", "TFLiteGPUBackend"),
     "openvino_vpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOVPUBackend"),
     "onnxruntime_cpu": (f"{_BACKENDS_PACKAGE}.onnxruntime.backend", "OnnxRuntimeCPUBackend"),
+    "onnxruntime_providers": (f"{_BACKENDS_PACKAGE}.onnxruntime.providers", "OnnxRuntimeEPBackend"),
     "openvino_cpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOCPUBackend"),
+    "openvino_gpu": (f"{_BACKENDS_PACKAGE}.openvino.backend", "OpenVINOGPUBackend"),
     "ncnn_cpu": (f"{_BACKENDS_PACKAGE}.ncnn.backend", "NcnnCPUBackend"),
+    "ncnn_vulkan": (f"{_BACKENDS_PACKAGE}.ncnn.vulkan", "NcnnVulkanBackend"),
     "mnn_cpu": (f"{_BACKENDS_PACKAGE}.mnn.backend", "MNNCPUBackend"),
     "iree_cpu": (f"{_BACKENDS_PACKAGE}.iree.backend", "IREECPUBackend"),
     "debug_backend": (f"{_BACKENDS_PACKAGE}.debug.backend", "DebugBackend"),

@@ -7,6 +7,7 @@ of a model only as long as the content is what it was.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Sequence
@@ -14,10 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nn_meter.bounded import parse_json, read_file
 from nn_meter.errors import ResultFileError
 from nn_meter.reference import compare_outputs
 
 __all__ = ["ModelInfo", "hash_model", "info_file", "read_info", "write_info"]
+
+_MOST_BYTES = 2**24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,7 @@ def write_info(model: Path, info: ModelInfo) -> None:
 def read_info(model: Path) -> ModelInfo | None:
     """Read the info of a model; None if there is none that can be read."""
     try:
-        data = json.loads(info_file(model).read_text(encoding="utf-8"))
+        data = parse_json(read_file(info_file(model), _MOST_BYTES).decode("utf-8"))
         info = ModelInfo(
             key=str(data["key"]),
             sha256=str(data["sha256"]),
@@ -62,7 +66,7 @@ def read_info(model: Path) -> ModelInfo | None:
             outputs=list(data["outputs"]),
         )
         sound = compare_outputs(info.outputs, info.outputs) is None
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return None  # not ours, of an older form, or damaged: then nothing is known of it
     return info if sound else None
 
@@ -88,5 +92,7 @@ def hash_model(path: Path) -> str:
 
 
 def _hash_file(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -17,10 +17,14 @@ __all__ = [
     "FC",
     "LAYER_NORM_EPSILON",
     "LEAKY_SLOPE",
+    "SCALAR",
     "SE",
     "Add",
+    "AddScalar",
     "AvgPool",
     "BatchNorm",
+    "Bias",
+    "Center",
     "ChannelShuffle",
     "Concat",
     "Conv",
@@ -35,7 +39,9 @@ __all__ = [
     "LeakyRelu",
     "MatMul",
     "MaxPool",
+    "Mean",
     "Mul",
+    "MulScalar",
     "PRelu",
     "Pad",
     "Relu",
@@ -43,9 +49,11 @@ __all__ = [
     "Reshape",
     "Resize",
     "RunningSum",
+    "Scale",
     "Sigmoid",
     "Softmax",
     "Split",
+    "Square",
     "Swish",
     "Tanh",
     "conv_output",
@@ -59,6 +67,7 @@ Layout = Literal["channels_last", "channels_first"]
 # The frameworks' defaults differ, so each is told.
 LEAKY_SLOPE = 0.1
 LAYER_NORM_EPSILON = 1e-5
+SCALAR = 0.7
 
 
 def conv_output(size: int, kernel: int, stride: int, padding: str) -> int:
@@ -315,6 +324,37 @@ class HardSigmoid(_Elementwise):
 
 class Tanh(_Elementwise):
     """The hyperbolic tangent."""
+
+
+class Square(_Elementwise):
+    """x * x, as a power: what a library's own kernels have no activation for."""
+
+
+class Bias(_Elementwise):
+    """x plus a constant that each channel has of its own."""
+
+
+class Center(_Elementwise):
+    """x minus a constant that each channel has of its own, as what takes a mean off."""
+
+
+class Scale(_Elementwise):
+    """x times a constant that each channel has of its own."""
+
+
+class AddScalar(_Elementwise):
+    """x plus ``SCALAR``: one number for all channels."""
+
+
+class MulScalar(_Elementwise):
+    """x times ``SCALAR``: one number for all channels."""
+
+
+class Mean(_SameShape):
+    """The mean along the last axis, which stays, as layer normalization takes it."""
+
+    def get_output_shape(self) -> list[int]:
+        return [*(int(size) for size in self.input_shape[:-1]), 1]
 
 
 class LayerNorm(_SameShape):

@@ -10,9 +10,9 @@ from nn_meter.fusion_rules.rules import RuleSet
 from nn_meter.kernel_detector.check.score import Check, score
 from nn_meter.kernel_detector.check.truth import Truth
 from nn_meter.kernel_detector.graph import Graph
+from nn_meter.kernel_detector.groups import Decision
 from nn_meter.kernel_detector.recognition import Recognized
 from nn_meter.kernel_detector.rule_splitter import RuleSplitter
-from nn_meter.kernel_detector.splitting import Decision
 
 __all__ = ["Cut", "Known", "WrongEdge", "cut"]
 

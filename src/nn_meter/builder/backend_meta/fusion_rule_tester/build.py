@@ -34,7 +34,13 @@ from nn_meter.builder.nn_modules.frameworks import get_framework, suffix_of
 from nn_meter.builder.nn_modules.info import ModelInfo, hash_model, read_info, write_info
 from nn_meter.builder.profiling.pool import spread
 from nn_meter.builder.profiling.process import Worker
-from nn_meter.errors import NNMeterError, OperatorError, ResultFileError, ShapeError
+from nn_meter.errors import (
+    NNMeterError,
+    OperatorError,
+    ResultFileError,
+    ShapeError,
+    WorkspaceError,
+)
 from nn_meter.reference import sample_outputs
 
 __all__ = [
@@ -335,6 +341,8 @@ class _Builder(Worker):
             if not self.running:
                 self.call("load", _LOAD_LIMIT_S, implement=self._implement)
             answer: dict[str, Any] = self.call(operation, time_limit_s, **arguments)
+        except WorkspaceError:
+            raise  # a full disk says nothing about the model
         except NNMeterError as exc:
             return exc
         return answer
@@ -409,9 +417,16 @@ def run_tasks(
     Returns:
         What each gave, or the error that it ended with.
     """
-    return spread(
+    found: dict[str, dict[str, Any] | NNMeterError] = {}
+
+    def keep(number: int, name: str, answer: dict[str, Any] | NNMeterError) -> None:
+        found[name] = answer
+        done(number, name)
+
+    spread(
         tasks,
         opened=lambda: _Builder(implement, "building it"),
         carry_out=lambda builder, task: builder.carry_out(task, time_limit_s),
-        done=lambda number, name, _: done(number, name),
+        done=keep,
     )
+    return found

@@ -77,8 +77,9 @@ def generate_testcases(
             f"{workspace.ruletest_file}: no test case can be built; "
             + (reasons or "BASIC_TESTCASES and OTHER_TESTCASES are empty")
         )
-    write_json(workspace.settings_file, workspace.ruletest.model_settings())
-    write_json(workspace.results_dir / "origin_testcases.json", found.testcases)
+    with workspace.lock():
+        write_json(workspace.settings_file, workspace.ruletest.model_settings())
+        write_json(workspace.results_dir / "origin_testcases.json", found.testcases)
     return found.testcases
 
 

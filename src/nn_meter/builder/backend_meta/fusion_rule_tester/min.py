@@ -10,9 +10,11 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.mon import make_parts
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 from nn_meter.builder.backends.executed import ExecutedGraph, ExecutedNode, ModelOp
 
-__all__ = ["MultipleInNodes", "MultipleInNodesRelu"]
+__all__ = ["MultipleInElementwise", "MultipleInNodes", "MultipleInNodesRelu"]
 
 log = logging.getLogger(__name__)
+
+_SLOPE = 2.0  # of one of two relus, which are no twins then
 
 Answer = Literal["case1", "case2", "case3", "none of them"]
 
@@ -126,6 +128,72 @@ class MultipleInNodesRelu(MultipleInNodes):
 
     def _model_conv_2_add_relu(self) -> tuple[Any, list[list[int]]]:
         return self._sum(conv_2=True, relu=True)
+
+
+class MultipleInElementwise(BaseTestCase):
+    """Two relus into an addition: which of them takes it?
+
+    ``case1``: none; ``case2``: the first; ``case3``: the second; ``case4``: all three are one.
+    By latencies ``case4`` is what one kernel takes that reads as much.
+    """
+
+    name = "MINELTWISE"
+    cases: Mapping[str, Sequence[str]] = {
+        "case1": ["relu_1", "relu_2", "add"],
+        "case2": ["relu_1_add", "relu_2"],
+        "case3": ["relu_1", "relu_2_add"],
+        "case4": ["relu_1_add"],
+    }
+    true_case = "case1"
+
+    def grouping(self, graphs: Mapping[str, ExecutedGraph]) -> str | None:
+        """Tell the case that the runtime's executed graph shows.
+
+        Args:
+            graphs: What was executed of ``block`` and of each model in ``cases``.
+
+        Returns:
+            A case; None if it cannot be told.
+        """
+        block = graphs["block"]
+        one, other, alone = (len(graphs[m].compute()) for m in self.cases["case1"])
+        executed = len(block.compute())
+        if not one or not other or not alone:
+            return None  # what executes nothing joins nothing
+        if executed >= one + other + alone:
+            return "case1"
+        if executed == 1:
+            return "case4"
+        told = _by_tensors(block, graphs["relu_1"], graphs["relu_2"]) or _by_sources(block)
+        return told if told in ("case2", "case3") else None
+
+    def _model_block(self) -> tuple[Any, list[list[int]]]:
+        return self._sum(relu_1=True, relu_2=True)
+
+    def _model_relu_1(self) -> tuple[Any, list[list[int]]]:
+        return self._relu()
+
+    def _model_relu_2(self) -> tuple[Any, list[list[int]]]:
+        return self._relu(_SLOPE)
+
+    def _model_add(self) -> tuple[Any, list[list[int]]]:
+        return self._sum()
+
+    def _model_relu_1_add(self) -> tuple[Any, list[list[int]]]:
+        return self._sum(relu_1=True)
+
+    def _model_relu_2_add(self) -> tuple[Any, list[list[int]]]:
+        return self._sum(relu_2=True)
+
+    def _relu(self, slope: float = 0.0) -> tuple[Any, list[list[int]]]:
+        parts, shape = make_parts(self), list(self.input_shape or ())
+        return parts.model([parts.relu(parts.input(shape), slope)]), [shape]
+
+    def _sum(self, *, relu_1: bool = False, relu_2: bool = False) -> tuple[Any, list[list[int]]]:
+        parts, shape = make_parts(self), list(self.input_shape or ())
+        x, y = parts.input(shape), parts.input(shape)
+        x, y = parts.relu(x) if relu_1 else x, parts.relu(y, _SLOPE) if relu_2 else y
+        return parts.model([parts.add(x, y)]), [shape, shape]
 
 
 def _by_tensors(

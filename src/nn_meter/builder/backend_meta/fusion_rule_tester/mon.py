@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.testcase import BaseTestCase
 
-__all__ = ["MultipleOutNodes", "Parts", "make_parts"]
+__all__ = ["MultipleOutElementwise", "MultipleOutNodes", "Parts", "make_parts"]
 
 
 class Parts(Protocol):
@@ -105,3 +105,46 @@ class MultipleOutNodes(BaseTestCase):
     @property
     def _shape(self) -> list[int]:
         return list(self.input_shape or ())
+
+
+class MultipleOutElementwise(BaseTestCase):
+    """A sum that a relu and a depthwise convolution read: does it fuse with the relu?
+
+    ``case1``: it does not; ``case2``: it does, and is written out besides.
+    """
+
+    name = "MONELTWISE"
+    cases: Mapping[str, Sequence[str]] = {
+        "case1": ["add", "relu", "dwconv"],
+        "case2": ["add_relu", "dwconv"],
+    }
+    true_case = "case1"
+
+    def _model_block(self) -> tuple[Any, list[list[int]]]:
+        parts, y = self._sum()
+        return parts.model([parts.relu(y), parts.dwconv(y)]), self._shapes
+
+    def _model_add(self) -> tuple[Any, list[list[int]]]:
+        parts, y = self._sum()
+        return parts.model([y]), self._shapes
+
+    def _model_add_relu(self) -> tuple[Any, list[list[int]]]:
+        parts, y = self._sum()
+        return parts.model([parts.relu(y)]), self._shapes
+
+    def _model_relu(self) -> tuple[Any, list[list[int]]]:
+        parts = make_parts(self)
+        return parts.model([parts.relu(parts.input(self._shapes[0]))]), self._shapes[:1]
+
+    def _model_dwconv(self) -> tuple[Any, list[list[int]]]:
+        parts = make_parts(self)
+        return parts.model([parts.dwconv(parts.input(self._shapes[0]))]), self._shapes[:1]
+
+    def _sum(self) -> tuple[Parts, Any]:
+        parts = make_parts(self)
+        x, y = (parts.input(shape) for shape in self._shapes)
+        return parts, parts.add(x, y)
+
+    @property
+    def _shapes(self) -> list[list[int]]:
+        return [list(self.input_shape or ()), list(self.input_shape or ())]

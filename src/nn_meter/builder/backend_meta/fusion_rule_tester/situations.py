@@ -7,7 +7,11 @@ only inside its blocked layout), so graphs are asked for in several situations:
 * ``alone/conv``: the second operand is another convolution's output;
 * ``alone/own``: the second operand is what the block itself starts from, as in a residual;
 * ``context``, ``context/conv``, ``context/own``: the same with a convolution and a pool before the
-  block, and a pool behind.
+  block, and a pool behind;
+* ``context/passed``: the second operand is what a pool before the block makes of a convolution's
+  output, so that it lies as a convolution's only if the pool's does;
+* ``context/again``: the same, and it is read again behind the block: nothing can be added to it in
+  place.
 
 In each there are models of the block and of every shorter run of its ops. What is before the block
 stands before every run that starts with its first op, and what is behind it behind every run that
@@ -38,6 +42,11 @@ _KEEPS_SHAPE = {"PADDING": "same", "STRIDES": 1, "POOL_STRIDES": 1}
 _KERNEL_SIZE = 3  # of what is around the block: with 1 a pool would be no pool
 _OPS_BEFORE = ("conv", "avgpool")
 _OPS_BEHIND = ("avgpool",)
+_PASSED, _AGAIN = "/passed", "/again"
+_OPS_BEFORE_OPERAND = ("conv", "maxpool", "maxpool")
+_EARLIER = 2  # of them the operand is what the second pool reads
+_READS_AGAIN = "add"
+_OPS_BEHIND_AGAIN = ("avgpool", _READS_AGAIN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +128,8 @@ def _situations(alone: ChainPlan) -> dict[str, dict[str, Chain]]:
             found[ALONE + name] = _models(block, context=False)
         if all(len(shape) == 3 for shape in [*block.shapes, block.block.output_shape()]):
             found[_CONTEXT + name] = _models(block, context=True)
+    if two == [1] and len(alone.block.ops) == 2:
+        found |= _with_earlier_operand(alone, two)
     return found
 
 
@@ -154,6 +165,55 @@ def _with_own_input(alone: ChainPlan, two: Sequence[int]) -> ChainPlan | None:
     if any(shapes[position] != start for position in two):
         return None
     return ChainPlan(block=block, shapes=tuple(shapes[:-1]))
+
+
+def _with_earlier_operand(alone: ChainPlan, two: Sequence[int]) -> dict[str, dict[str, Chain]]:
+    """A pair with a second operand that is there before it: read there only, or behind it again.
+
+    (Of more ops the parts that do not end the block would not have it read again.)
+    """
+    plan = _with_own_input(alone, two)
+    if plan is None or len(plan.block.input_shape) != 3:
+        return {}
+    block = plan.block
+    if list(block.output_shape()) != list(block.input_shape):
+        return {}  # it could not be added to the operand
+    found = {}
+    for name, behind in ((_PASSED, _OPS_BEHIND), (_AGAIN, _OPS_BEHIND_AGAIN)):
+        models = {
+            BEFORE: _between(_bare(block), ahead=_OPS_BEFORE_OPERAND),
+            BEHIND: _between(_bare(block), after=behind),
+        }
+        for first, end in ((0, 1), (1, 2), (0, 2)):
+            models[part_name(first, end)] = _between(
+                _part(plan, first, end),
+                ahead=() if first else _OPS_BEFORE_OPERAND,
+                after=behind if end == len(block.ops) else (),
+            )
+        found[_CONTEXT + name] = models
+    return found
+
+
+def _between(part: Chain, *, ahead: Sequence[str] = (), after: Sequence[str] = ()) -> Chain:
+    """Some of the ops with what is before the block, which is an operand too, or behind it."""
+    operand = _EARLIER if ahead else None
+    operators = make_operators(part) if part.ops else []
+    own = [operand if operator.get_is_two_inputs() else None for operator in operators]
+    keys = {**_KEEPS_SHAPE, "KERNEL_SIZE": _KERNEL_SIZE, "COUT": _channels(part, part.input_shape)}
+    return replace(
+        part,
+        ops=(*ahead, *part.ops, *after),
+        overrides=(
+            *[keys] * len(ahead),
+            *(part.overrides or ({},) * len(part.ops)),
+            *[keys] * len(after),
+        ),
+        operands=(
+            *[None] * len(ahead),
+            *own,
+            *(operand if op == _READS_AGAIN else None for op in after),
+        ),
+    )
 
 
 def _channels(chain: Chain, shape: Sequence[int]) -> int:

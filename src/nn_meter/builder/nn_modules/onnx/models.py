@@ -98,14 +98,14 @@ class Graph:
         scale = (fan_in or max(1, math.prod(shape[1:]))) ** -0.5
         return self.constant((self._rng.standard_normal(shape) * scale).astype(np.float32))
 
-    def bias(self, size: int) -> str:
-        """Add a vector of small random numbers, none of them 0."""
-        signs = self._rng.choice([-1.0, 1.0], size)
-        return self.constant((signs * self._rng.uniform(0.05, 0.5, size)).astype(np.float32))
+    def bias(self, *shape: int) -> str:
+        """Add small random numbers, none of them 0."""
+        signs = self._rng.choice([-1.0, 1.0], shape)
+        return self.constant((signs * self._rng.uniform(0.05, 0.5, shape)).astype(np.float32))
 
-    def positive(self, size: int) -> str:
-        """Add a vector of random numbers between 0.5 and 1.5."""
-        return self.constant(self._rng.uniform(0.5, 1.5, size).astype(np.float32))
+    def positive(self, *shape: int) -> str:
+        """Add random numbers between 0.5 and 1.5."""
+        return self.constant(self._rng.uniform(0.5, 1.5, shape).astype(np.float32))
 
     def model(self, outputs: Sequence[str]) -> onnx.ModelProto:
         """Finish: a checked model with the given outputs, every shape in it known.

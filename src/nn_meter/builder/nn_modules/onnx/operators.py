@@ -21,8 +21,11 @@ __all__ = [
     "FC",
     "SE",
     "Add",
+    "AddScalar",
     "AvgPool",
     "BatchNorm",
+    "Bias",
+    "Center",
     "ChannelShuffle",
     "Concat",
     "Conv",
@@ -37,7 +40,9 @@ __all__ = [
     "LeakyRelu",
     "MatMul",
     "MaxPool",
+    "Mean",
     "Mul",
+    "MulScalar",
     "PRelu",
     "Pad",
     "Relu",
@@ -45,9 +50,11 @@ __all__ = [
     "Reshape",
     "Resize",
     "RunningSum",
+    "Scale",
     "Sigmoid",
     "Softmax",
     "Split",
+    "Square",
     "Swish",
     "Tanh",
 ]
@@ -286,9 +293,8 @@ class PRelu(_Onnx, shapes.PRelu):
     """x, and where it is negative x times its channel's slope."""
 
     def get_model(self) -> Model:
-        # [C, 1, 1], or [C] for a 1-D tensor; deviation 1 / 4, which is where training starts.
-        shape = [self.channels, *[1] * (len(self.input_shape) - 1)]
-        return lambda graph, x: graph.op("PRelu", [x, graph.weight(*shape, fan_in=16)])
+        # deviation 1 / 4, which is where training starts
+        return lambda graph, x: graph.op("PRelu", [x, graph.weight(*per_channel(self), fan_in=16)])
 
 
 class HardSigmoid(_Onnx, shapes.HardSigmoid):
@@ -302,6 +308,56 @@ class Tanh(_OneNode, shapes.Tanh):
     """The hyperbolic tangent."""
 
     op_type = "Tanh"
+
+
+class Bias(_Onnx, shapes.Bias):
+    """x plus a constant for each channel."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Add", [x, graph.bias(*per_channel(self))])
+
+
+class Center(_Onnx, shapes.Center):
+    """x minus a constant for each channel."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Sub", [x, graph.bias(*per_channel(self))])
+
+
+class Scale(_Onnx, shapes.Scale):
+    """x times a constant for each channel."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Mul", [x, graph.positive(*per_channel(self))])
+
+
+class AddScalar(_Onnx, shapes.AddScalar):
+    """x plus a number."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Add", [x, graph.constant(np.float32(shapes.SCALAR))])
+
+
+class MulScalar(_Onnx, shapes.MulScalar):
+    """x times a number."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Mul", [x, graph.constant(np.float32(shapes.SCALAR))])
+
+
+class Square(_Onnx, shapes.Square):
+    """x * x, as exporters write a power."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Pow", [x, graph.constant(np.float32(2))])
+
+
+class Mean(_Onnx, shapes.Mean):
+    """The mean along the last axis."""
+
+    def get_model(self) -> Model:
+        axis = np.array([-1], dtype=np.int64)
+        return lambda graph, x: graph.op("ReduceMean", [x, graph.constant(axis)], keepdims=1)
 
 
 class RunningSum(_Onnx, shapes.RunningSum):
@@ -404,6 +460,11 @@ class Resize(_Onnx, shapes.Resize):
             coordinate_transformation_mode="asymmetric",
             nearest_mode="floor",
         )
+
+
+def per_channel(operator: Any) -> list[int]:
+    """Shape of a constant with a number for each channel: [C, 1, 1], or [C] for a 1-D tensor."""
+    return [operator.channels, *[1] * (len(operator.input_shape) - 1)]
 
 
 def window(operator: shapes.Conv, kernel: int, stride: int) -> dict[str, Any]:

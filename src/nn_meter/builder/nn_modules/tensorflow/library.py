@@ -42,6 +42,7 @@ _refuse_another_backend(keras.backend.backend())  # it may have been imported be
 __all__ = [
     "ConverterError",
     "FunctionNode",
+    "PerChannel",
     "SavedModel",
     "convert_variables_to_constants_v2",
     "dense",
@@ -63,6 +64,26 @@ class FunctionNode(keras.Operation):  # type: ignore[misc]  # Keras has no types
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = keras.tree.map_structure(_as_dense, (args, kwargs))
         return super().compute_output_spec(*args, **kwargs)
+
+
+class PerChannel(keras.layers.Layer):  # type: ignore[misc]
+    """What a function of two tensors gives of the input and a number for each channel.
+
+    Args:
+        function: The function, e.g. ``tf.add``.
+        initializer: Gives the numbers.
+    """
+
+    def __init__(self, function: Any, initializer: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.initializer = initializer
+
+    def build(self, shape: Any) -> None:
+        self.constant = self.add_weight(shape=shape[-1:], initializer=self.initializer)
+
+    def call(self, inputs: Any) -> Any:
+        return self.function(inputs, self.constant)
 
 
 def dense(tensor: Any) -> Any:

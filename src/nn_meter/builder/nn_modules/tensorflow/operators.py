@@ -17,8 +17,11 @@ __all__ = [
     "FC",
     "SE",
     "Add",
+    "AddScalar",
     "AvgPool",
     "BatchNorm",
+    "Bias",
+    "Center",
     "ChannelShuffle",
     "Concat",
     "Conv",
@@ -33,7 +36,9 @@ __all__ = [
     "LeakyRelu",
     "MatMul",
     "MaxPool",
+    "Mean",
     "Mul",
+    "MulScalar",
     "PRelu",
     "Pad",
     "Relu",
@@ -41,9 +46,11 @@ __all__ = [
     "Reshape",
     "Resize",
     "RunningSum",
+    "Scale",
     "Sigmoid",
     "Softmax",
     "Split",
+    "Square",
     "Swish",
     "Tanh",
 ]
@@ -253,6 +260,59 @@ class Tanh(_TensorFlow, shapes.Tanh):
         return lambda inputs: tf.nn.tanh(inputs)
 
 
+class Bias(_TensorFlow, shapes.Bias):
+    """x plus a constant for each channel."""
+
+    def get_model(self) -> Any:
+        return _library().PerChannel(_tensorflow().add, _bias())
+
+
+class Center(_TensorFlow, shapes.Center):
+    """x minus a constant for each channel."""
+
+    def get_model(self) -> Any:
+        return _library().PerChannel(_tensorflow().subtract, _bias())
+
+
+class Scale(_TensorFlow, shapes.Scale):
+    """x times a constant for each channel."""
+
+    def get_model(self) -> Any:
+        return _library().PerChannel(_tensorflow().multiply, _between(0.5, 1.5))
+
+
+class AddScalar(_TensorFlow, shapes.AddScalar):
+    """x plus a number."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.add(inputs, shapes.SCALAR)
+
+
+class MulScalar(_TensorFlow, shapes.MulScalar):
+    """x times a number."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.multiply(inputs, shapes.SCALAR)
+
+
+class Square(_TensorFlow, shapes.Square):
+    """x * x."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.square(inputs)
+
+
+class Mean(_TensorFlow, shapes.Mean):
+    """The mean along the last axis."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.reduce_mean(inputs, axis=-1, keepdims=True)
+
+
 class RunningSum(_TensorFlow, shapes.RunningSum):
     """The running sum along the channels."""
 
@@ -372,12 +432,14 @@ def _between(low: float, high: float) -> Any:
 
 
 def _keras() -> Any:
-    from nn_meter.builder.nn_modules.tensorflow import library
-
-    return library.keras
+    return _library().keras
 
 
 def _tensorflow() -> Any:
+    return _library().tf
+
+
+def _library() -> Any:
     from nn_meter.builder.nn_modules.tensorflow import library
 
-    return library.tf
+    return library

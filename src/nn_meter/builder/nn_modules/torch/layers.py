@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Crop", "MatMul", "SqueezeExcite", "randomize"]
+__all__ = ["Crop", "MatMul", "PerChannel", "SqueezeExcite", "randomize"]
 
 
 class Crop(nn.Module):  # type: ignore[misc]
@@ -43,6 +43,29 @@ class MatMul(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight
+
+
+class PerChannel(nn.Module):  # type: ignore[misc]
+    """What a function of two tensors gives of the input and a number for each channel.
+
+    Args:
+        function: The function, e.g. ``torch.add``.
+        shape: Of the numbers: [C, 1, 1], or [C] for a 1-D tensor.
+        positive: They are within [0.5, 1.5), else within ±[0.05, 0.5).
+    """
+
+    def __init__(self, function: Any, shape: list[int], *, positive: bool = False) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.empty(shape))
+        with torch.no_grad():
+            if positive:
+                self.weight.uniform_(0.5, 1.5)
+            else:
+                _away_from_zero(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x, self.weight)
 
 
 class SqueezeExcite(nn.Module):  # type: ignore[misc]

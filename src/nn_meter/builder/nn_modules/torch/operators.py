@@ -18,8 +18,11 @@ __all__ = [
     "FC",
     "SE",
     "Add",
+    "AddScalar",
     "AvgPool",
     "BatchNorm",
+    "Bias",
+    "Center",
     "ChannelShuffle",
     "Concat",
     "Conv",
@@ -34,7 +37,9 @@ __all__ = [
     "LeakyRelu",
     "MatMul",
     "MaxPool",
+    "Mean",
     "Mul",
+    "MulScalar",
     "PRelu",
     "Pad",
     "Relu",
@@ -42,9 +47,11 @@ __all__ = [
     "Reshape",
     "Resize",
     "RunningSum",
+    "Scale",
     "Sigmoid",
     "Softmax",
     "Split",
+    "Square",
     "Swish",
     "Tanh",
 ]
@@ -241,6 +248,56 @@ class Tanh(_OneModule, shapes.Tanh):
     module = "Tanh"
 
 
+class Bias(_Torch, shapes.Bias):
+    """x plus a constant for each channel."""
+
+    def get_model(self) -> Any:
+        return _import(".layers").PerChannel(_import("torch").add, _per_channel(self))
+
+
+class Center(_Torch, shapes.Center):
+    """x minus a constant for each channel."""
+
+    def get_model(self) -> Any:
+        return _import(".layers").PerChannel(_import("torch").sub, _per_channel(self))
+
+
+class Scale(_Torch, shapes.Scale):
+    """x times a constant for each channel."""
+
+    def get_model(self) -> Any:
+        multiply = _import("torch").mul
+        return _import(".layers").PerChannel(multiply, _per_channel(self), positive=True)
+
+
+class AddScalar(_Torch, shapes.AddScalar):
+    """x plus a number."""
+
+    def get_model(self) -> Callable[[Any], Any]:
+        return lambda x: x + shapes.SCALAR
+
+
+class MulScalar(_Torch, shapes.MulScalar):
+    """x times a number."""
+
+    def get_model(self) -> Callable[[Any], Any]:
+        return lambda x: x * shapes.SCALAR
+
+
+class Square(_Torch, shapes.Square):
+    """x * x, as a power."""
+
+    def get_model(self) -> Callable[[Any], Any]:
+        return lambda x: x**2
+
+
+class Mean(_Torch, shapes.Mean):
+    """The mean along the last axis."""
+
+    def get_model(self) -> Callable[[Any], Any]:
+        return lambda x: x.mean(dim=-1, keepdim=True)
+
+
 class RunningSum(_Torch, shapes.RunningSum):
     """The running sum along the last axis."""
 
@@ -328,6 +385,11 @@ class Resize(_Torch, shapes.Resize):
 
     def get_model(self) -> Any:
         return _import("torch.nn").Upsample(scale_factor=2, mode="nearest")
+
+
+def _per_channel(operator: Any) -> list[int]:
+    """Shape of a constant with a number for each channel: [C, 1, 1], or [C] for a 1-D tensor."""
+    return [operator.channels, *[1] * (len(operator.input_shape) - 1)]
 
 
 def symmetric_padding(operator: shapes.Conv) -> list[int] | None:

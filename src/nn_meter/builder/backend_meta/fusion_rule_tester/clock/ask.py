@@ -98,7 +98,7 @@ def ask_the_clock(bed: Bed) -> None:
         bed.store,
         bed.campaign,
         bench,
-        budget_s=default_budget_s(config, len(asked), beside=bed.connection.shows_graph),
+        budget_s=default_budget_s(config, len(asked), beside=bed.graphs),
         time_limit_s=bed.time_limit_s,
         progress=bed.progress,
     )

@@ -40,7 +40,7 @@ from nn_meter.builder.backend_meta.fusion_rule_tester.clock.statistics import (
 from nn_meter.builder.backend_meta.fusion_rule_tester.shapes import Chain, model_config
 from nn_meter.builder.backends.base import Samples
 from nn_meter.builder.profiling.connection import Connection
-from nn_meter.builder.profiling.measure import Model
+from nn_meter.builder.profiling.measure import DEVICE, Model
 from nn_meter.builder.profiling.store import Failure, Store, StoredTrial
 from nn_meter.builder.profiling.trials import Loaded, Trial, TrialRunner
 from nn_meter.builder.workspace import Workspace
@@ -460,7 +460,10 @@ class _Measurement:
             return
         for part, failure in lost.items():
             question.missing[part] = _reason(part, failure)
-            self.store.add_failure(self.campaign, trial.name, part, trial.digests[part], failure)
+            if failure.kind != DEVICE:
+                self.store.add_failure(
+                    self.campaign, trial.name, part, trial.digests[part], failure
+                )
 
     def _count(self, loaded: Loaded) -> None:
         self.done.runs += loaded.runs
