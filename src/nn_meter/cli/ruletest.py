@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.interface import detect_fusion_rule
 from nn_meter.builder.profiling.results import measured_backend, read_testcases
+from nn_meter.builder.profiling.run import ProfileSummary
+from nn_meter.builder.workspace import Workspace
 from nn_meter.cli import options, steps
+from nn_meter.cli.cluster import Cluster, cluster_options, profile_on
 from nn_meter.cli.console import log_to_stderr, one_line, print_json, say
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
 from nn_meter.errors import ResultFileError
@@ -60,6 +64,7 @@ def generate(workspace: str, testcases: str | None, time_limit: float, as_json: 
 @options.testcases_option
 @options.evidence_option
 @options.measuring_options
+@cluster_options
 @options.json_option
 @options.debug_option
 def profile(
@@ -70,9 +75,14 @@ def profile(
     fresh: bool,
     retry_failed: bool,
     time_limit: float,
+    cluster: Cluster | None,
     as_json: bool,
 ) -> None:
-    """Measure the models that 'ruletest generate' made. Interrupted, it goes on from there."""
+    """Measure the models that 'ruletest generate' made. Interrupted, it goes on from there.
+
+    With --scheduler it measures on the devices of a Dask cluster, several kinds side by side; see
+    docs/distributed.md.
+    """
     log_to_stderr()
     start = time.monotonic()
     opened = steps.workspace_for(workspace, testcases, evidence)
@@ -80,35 +90,56 @@ def profile(
     cases = read_testcases(_made_by("generate", opened.results_dir / "origin_testcases.json"))
     if testcases is not None:
         cases = steps.only(cases, opened)
-    _, summary = steps.profile(
-        opened,
-        steps.connect(name, opened),
-        cases,
-        fresh=fresh,
-        retry_failed=retry_failed,
-        time_threshold=time_limit,
+    measuring = {"fresh": fresh, "retry_failed": retry_failed, "time_threshold": time_limit}
+    done = (
+        {name: (name, steps.profile(opened, steps.connect(name, opened), cases, **measuring)[1])}
+        if cluster is None
+        else profile_on(cluster, opened, name, cases, **measuring)
     )
     wall_s = time.monotonic() - start
-    results = opened.results_dir / "profiled_results.json"
     if as_json:
-        print_json(
-            {
-                "backend": name,
-                "workspace": str(opened.path),
-                "wall_s": round(wall_s, 3),
-                "environment": summary.environment,
-                "measured": len(summary.measured),
-                "kept": len(summary.kept),
-                "graphs": summary.graphs,
-                "failed": {model: f.reason for model, f in summary.failed.items()},
-                "results": str(results),
-            }
-        )
+        found = [
+            _told(kind, of, summary, opened, wall_s, latest=number == 0)
+            for number, (kind, (of, summary)) in enumerate(done.items())
+        ]
+        print_json(found[0] if len(found) == 1 else {"devices": found})
         return
-    say(f"{summary.environment}: {steps.told(summary)}; {wall_s:.1f} s")
-    for model, failure in summary.failed.items():
-        click.echo(f"  {model}: {failure.kind}: {one_line(failure.reason)}")
-    print_files([results])
+    for kind, (_, summary) in done.items():
+        where = f"{kind}: " if len(done) > 1 else ""
+        say(f"{where}{summary.environment}: {steps.told(summary)}; {wall_s:.1f} s")
+        for model, failure in summary.failed.items():
+            click.echo(f"  {model}: {failure.kind}: {one_line(failure.reason)}")
+    print_files([_results(opened, kind, latest=number == 0) for number, kind in enumerate(done)])
+
+
+def _results(workspace: Workspace, kind: str, *, latest: bool) -> Path:
+    """Where the results are: those of a further kind of device in its folder only."""
+    folder = workspace.results_dir if latest else workspace.results_dir / kind
+    return folder / "profiled_results.json"
+
+
+def _told(
+    kind: str,
+    backend: str,
+    summary: ProfileSummary,
+    workspace: Workspace,
+    wall_s: float,
+    *,
+    latest: bool,
+) -> dict[str, Any]:
+    """What --json prints of a backend."""
+    return {
+        "backend": backend,
+        **({"device": kind} if kind != backend else {}),
+        "workspace": str(workspace.path),
+        "wall_s": round(wall_s, 3),
+        "environment": summary.environment,
+        "measured": len(summary.measured),
+        "kept": len(summary.kept),
+        "graphs": summary.graphs,
+        "failed": {model: f.reason for model, f in summary.failed.items()},
+        "results": str(_results(workspace, kind, latest=latest)),
+    }
 
 
 @ruletest.command(short_help="Detect the fusion rules.")

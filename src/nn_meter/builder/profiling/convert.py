@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _DONE = "converted.json"
 _FEW = 16
-_BATCH = 50
 _BATCH_BYTES = 100_000_000  # a batch is held in memory
 _FEW_BATCHES = 1
 
@@ -71,7 +70,7 @@ def convert_all(
             progress("convert", done, len(missing), models[digest].path.name)
 
     if connection.converts_many:
-        batches = dict(enumerate(_batches(missing)))
+        batches = dict(enumerate(_batches(missing, connection.batch(len(missing)))))
         spread(
             batches,
             **connection.workers(len(batches), few=_FEW_BATCHES),
@@ -102,12 +101,12 @@ def _known(folder: Path, model: Model) -> str | None:
     return str(folder / inside)
 
 
-def _batches(models: Sequence[Model]) -> Iterator[list[Model]]:
+def _batches(models: Sequence[Model], most: int) -> Iterator[list[Model]]:
     batch: list[Model] = []
     total = 0
     for model in models:
         size = model.path.stat().st_size if model.path.is_file() else 0
-        if batch and (len(batch) == _BATCH or total + size > _BATCH_BYTES):
+        if batch and (len(batch) == most or total + size > _BATCH_BYTES):
             yield batch
             batch, total = [], 0
         batch.append(model)

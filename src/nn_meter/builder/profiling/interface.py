@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nn_meter.builder.backends.base import BaseBackend
+from nn_meter.builder.backends.spec import spec_of
 from nn_meter.builder.profiling import results
+from nn_meter.builder.profiling.cluster.settings import Scheduler
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
-from nn_meter.builder.profiling.results import TestCases, read_testcases
-from nn_meter.builder.profiling.run import ProfileRun, ProfileSummary, case_models
-from nn_meter.builder.profiling.store import Failure, Store
-from nn_meter.builder.workspace import Workspace, builder_config
-from nn_meter.errors import (
-    BackendError,
-    ConfigError,
+from nn_meter.builder.profiling.request import (
+    Bed,
+    Request,
+    check_needs_no_graph,
+    model_settings,
 )
+from nn_meter.builder.profiling.results import TestCases, read_testcases
+from nn_meter.builder.profiling.run import ProfileSummary, case_models
+from nn_meter.builder.profiling.store import Failure
+from nn_meter.builder.workspace import Workspace, builder_config
+from nn_meter.errors import BackendError, ConfigError
 from nn_meter.progress import Progress, logged
 
 __all__ = [
@@ -29,10 +31,9 @@ __all__ = [
     "checked_time_limit",
     "convert_models",
     "model_settings",
+    "profile_devices",
     "profile_models",
 ]
-
-log = logging.getLogger(__name__)
 
 
 def convert_models(
@@ -99,26 +100,6 @@ def convert_models(
     return testcases
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bed:
-    """What an experiment is carried out on: a backend that opens sessions, and where samples go.
-
-    ``graphs``: the runtime was asked what it executes, and told.
-    """
-
-    workspace: Workspace
-    connection: Connection
-    store: Store
-    environment: int
-    campaign: int
-    testcases: TestCases
-    time_limit_s: float
-    progress: Progress
-    summary: ProfileSummary
-    graphs: bool
-    fresh: bool
-
-
 def profile_models(
     backend: BaseBackend,
     models: Mapping[str, Any] | str | Path,
@@ -135,6 +116,8 @@ def profile_models(
     progress: Progress = logged,
     summary: ProfileSummary | None = None,
     experiment: Callable[[Bed], None] | None = None,
+    scheduler: str | Scheduler | None = None,
+    device: str | None = None,
 ) -> TestCases:
     """Measure the models of test cases on a backend.
 
@@ -162,6 +145,10 @@ def profile_models(
         summary: Filled with what was done.
         experiment: Carried out when the models were measured, with EVIDENCE ``auto`` or
             ``latency``, on a backend whose models can be kept loaded.
+        scheduler: Measure on the devices of a Dask cluster: the address of its scheduler, or a
+            ``Scheduler``; docs/distributed.md says how. Default: on this machine.
+        device: The kind of device there: the name of the resource that its workers offer, and of
+            the folder of its results. Default: the backend's name.
 
     Returns:
         The test cases, each model with ``latency`` as ``"avg +- std"`` in ms, or with ``error``;
@@ -170,103 +157,110 @@ def profile_models(
     Raises:
         ConfigError: An argument cannot be, e.g. a ``save_name`` that is no plain name.
         ResultFileError: The test cases are not of the guide's form, or a model is missing.
-        BackendError: The backend cannot be reached, or is none.
+        BackendError: The backend cannot be reached, or is none; or the scheduler cannot.
+        DeviceError: The scheduler was lost, or no worker offers the device.
     """
     _check(backend, mode, save_name)
-    time_limit_s = checked_time_limit(time_threshold)
-    metrics = _metric_names(metrics)
+    if scheduler is None and device is not None:
+        raise ConfigError(f"device: {device!r} is one of a cluster; give its scheduler, too")
     summary = summary if summary is not None else ProfileSummary()
     workspace = workspace or builder_config.workspace
+    request = Request(
+        workspace=workspace,
+        metrics=_metric_names(metrics),
+        save_name=save_name,
+        have_converted=have_converted,
+        broken_point_mode=broken_point_mode,
+        time_limit_s=checked_time_limit(time_threshold),
+        fresh=fresh,
+        retry_failed=retry_failed,
+        progress=progress,
+        experiment=experiment,
+    )
     testcases = read_testcases(models)
-    evidence = workspace.ruletest.EVIDENCE
-    with workspace.lock(), contextlib.ExitStack() as stack:
-        connection = stack.enter_context(Connection(backend, model_settings(workspace)))
-        if connection.sessions and set(metrics) != {"latency"}:
-            raise BackendError(
-                f"metrics: {connection.name} measures latency, and nothing else; found "
-                f"{', '.join(metrics)}"
-            )
-        if not connection.shows_graph:
-            check_needs_no_graph(workspace, connection.name)
-        if evidence == "latency" and not connection.sessions:
-            raise BackendError(
-                f"{workspace.ruletest_file}: EVIDENCE is latency, but {connection.name} cannot "
-                "keep models loaded, so that they could be timed in turn; choose formula"
-            )
-        summary.environment = str(connection.environment)
-        store = stack.enter_context(Store(workspace.store_file))
-        number = store.environment(connection.name, connection.environment)
-        run = ProfileRun(
-            workspace=workspace,
-            connection=connection,
-            store=store,
-            environment=number,
-            campaign=store.campaign(number),
-            testcases=testcases,
-            metrics=metrics,
-            time_limit_s=time_limit_s,
-            save_name=save_name,
-            summary=summary,
-            timed=evidence != "graph",
-            asked_for_graphs=evidence in ("auto", "graph") and connection.shows_graph,
-        )
-        if fresh:
-            store.retire(run.campaign, testcases)
-        if retry_failed:
-            store.forget_failures(run.campaign)
-            store.forget_graph_failures(number)
-        run.profile(have_converted, broken_point_mode, progress, fresh=fresh)
-        if experiment is not None and evidence in ("auto", "latency") and connection.sessions:
-            experiment(
-                Bed(
-                    workspace=workspace,
-                    connection=connection,
-                    store=store,
-                    environment=number,
-                    campaign=run.campaign,
-                    testcases=testcases,
-                    time_limit_s=time_limit_s,
-                    progress=progress,
-                    summary=summary,
-                    graphs=run.asked_for_graphs and summary.graphs > 0,
-                    fresh=fresh,
-                )
-            )
+    if scheduler is not None:
+        spec = spec_of(backend)
+        kind = device or (spec.name if spec is not None else type(backend).__name__)
+        _on_devices({kind: backend}, {kind: testcases}, {kind: summary}, scheduler, request)
+        return testcases
+    with workspace.lock(), Connection(backend, model_settings(workspace)) as connection:
+        request.carry_out(connection, testcases, summary)
     return testcases
 
 
-def check_needs_no_graph(workspace: Workspace, backend: str) -> None:
-    """Refuse ``EVIDENCE: graph`` on a backend that does not show graphs.
+def profile_devices(
+    backends: Mapping[str, BaseBackend],
+    models: Mapping[str, Any] | str | Path,
+    *,
+    scheduler: str | Scheduler,
+    time_threshold: float = 300,
+    workspace: Workspace | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    progress: Progress = logged,
+    summaries: dict[str, ProfileSummary] | None = None,
+    experiment: Callable[[Bed], None] | None = None,
+) -> dict[str, TestCases]:
+    """Measure test cases on several kinds of devices of a Dask cluster, side by side.
+
+    The results of a kind lie in ``results/<kind>/``; those of the first kind are the latest run's.
+
+    Args:
+        backends: Kind of device -> the backend that runs there. A kind is the name of the resource
+            that its workers offer.
+        models: Test cases: a dict, or the path of a JSON file.
+        scheduler: The address of its scheduler, or a ``Scheduler``.
+        time_threshold: Seconds that one operation on a model may take.
+        workspace: Default: the one of ``builder_config.init``.
+        fresh: Measure these test cases again; earlier samples are kept, but do not count.
+        retry_failed: Try models again that failed in an earlier call.
+        progress: Told how far it is; default: the log, at level INFO.
+        summaries: Filled with what was done on each kind.
+        experiment: As ``profile_models`` has it.
+
+    Returns:
+        What ``profile_models`` gives, for each kind.
 
     Raises:
-        BackendError: That is what the workspace asks for.
+        ConfigError: An argument cannot be.
+        ResultFileError: The test cases are not of the guide's form, or a model is missing.
+        BackendError: The scheduler, or a backend, cannot be reached.
+        DeviceError: The scheduler was lost, or no worker offers a kind; the others are measured.
     """
-    if workspace.ruletest.EVIDENCE == "graph":
-        raise BackendError(
-            f"{workspace.ruletest_file}: EVIDENCE is graph, but {backend} cannot tell what it "
-            "executes; choose auto, or a backend that can"
-        )
+    if not backends:
+        raise ConfigError("devices: name at least one kind")
+    for backend in backends.values():
+        _check(backend, "ruletest", "profiled_results.json")
+    request = Request(
+        workspace=workspace or builder_config.workspace,
+        metrics=("latency",),
+        save_name="profiled_results.json",
+        have_converted=False,
+        broken_point_mode=False,
+        time_limit_s=checked_time_limit(time_threshold),
+        fresh=fresh,
+        retry_failed=retry_failed,
+        progress=progress,
+        experiment=experiment,
+    )
+    found = {kind: read_testcases(models) for kind in backends}
+    told = summaries if summaries is not None else {}
+    told.update({kind: ProfileSummary() for kind in backends})
+    _on_devices(backends, found, told, scheduler, request)
+    return found
 
 
-def model_settings(workspace: Workspace) -> dict[str, Any]:
-    """What of the configuration belongs to the environment of a result: the models' shapes.
+def _on_devices(
+    backends: Mapping[str, BaseBackend],
+    testcases: Mapping[str, TestCases],
+    summaries: Mapping[str, ProfileSummary],
+    scheduler: str | Scheduler,
+    request: Request,
+) -> None:
+    # here, so that a run on this machine takes nothing of it
+    from nn_meter.builder.profiling.cluster.interface import profile_kinds
 
-    Those that the models were generated with, should the configuration have changed since.
-    """
-    now = workspace.ruletest.model_settings()
-    made = results.read_view(workspace.settings_file, "what models were generated with")
-    if made and made != now:
-        differ = [
-            f"{key} {made.get(key)}, not {now[key]}" for key in now if made.get(key) != now[key]
-        ]
-        log.warning(
-            "%s has changed since the models were generated: they have %s; "
-            "generate them again to ask for what it says now",
-            workspace.ruletest_file,
-            ", ".join(differ),
-        )
-        return {"models": made}
-    return {"models": now}
+    profile_kinds(backends, testcases, summaries, Scheduler.of(scheduler), request)
 
 
 def _check(backend: Any, mode: str, save_name: Any) -> None:

@@ -12,7 +12,12 @@ from typing import Protocol
 
 from nn_meter.builder.backends.base import Samples
 
-__all__ = ["FixedPlan", "Plan", "Round", "SamplesSoFar"]
+__all__ = ["TURN_ROUNDS", "USUAL_ROUNDS", "FixedPlan", "Plan", "Round", "SamplesSoFar"]
+
+USUAL_ROUNDS = 10
+
+TURN_ROUNDS = 5
+"""On a device that times models in turn: each visit there is a load of its own, and an average."""
 
 SamplesSoFar = Mapping[str, Sequence[Samples]]
 """Samples of each model by its name, one array a round."""
@@ -50,7 +55,7 @@ class FixedPlan:
         rounds: How many rounds to spread them over.
     """
 
-    def __init__(self, models: Sequence[str], *, runs: int, rounds: int = 10) -> None:
+    def __init__(self, models: Sequence[str], *, runs: int, rounds: int = USUAL_ROUNDS) -> None:
         self._models = tuple(models)
         self._runs = runs
         self._per_visit = max(1, -(-runs // rounds))

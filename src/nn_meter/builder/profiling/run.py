@@ -13,16 +13,18 @@ from typing import Any
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.nn_modules.info import hash_model, read_info
 from nn_meter.builder.profiling import measure, results
+from nn_meter.builder.profiling.averages import pooled
+from nn_meter.builder.profiling.case import CaseSettings, measure_case, plan_of
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
 from nn_meter.builder.profiling.graphs import collect_graphs, is_known
-from nn_meter.builder.profiling.measure import Model, ModelFailedError, measure_samples
+from nn_meter.builder.profiling.measure import Model, ModelFailedError
 from nn_meter.builder.profiling.plan import FixedPlan
 from nn_meter.builder.profiling.references import fill_references
 from nn_meter.builder.profiling.results import TestCases
 from nn_meter.builder.profiling.store import Failure, Store, graph_reference
 from nn_meter.builder.workspace import Workspace, make_folder, write_json
-from nn_meter.errors import GraphUnavailableError, NNMeterError, ResultFileError
+from nn_meter.errors import GraphUnavailableError, ResultFileError
 from nn_meter.latency import Latency
 from nn_meter.progress import Progress
 
@@ -102,9 +104,11 @@ class ProfileRun:
     summary: ProfileSummary
     timed: bool
     asked_for_graphs: bool
+    latest: bool = True
     folder: Path | None = None
     earlier: TestCases = field(default_factory=dict)
     reported: set[str] = field(default_factory=set)
+    lost: dict[str, dict[str, Failure]] = field(default_factory=dict)
     viewed_at_s: float = 0.0
 
     def profile(
@@ -139,13 +143,9 @@ class ProfileRun:
                 self._report(name, models)
                 if self.timed:
                     self.summary.kept.append(name)
+            self._say_how_often(todo)
             ready = todo if have_converted else self._convert(todo, progress)
-            for done, (name, models) in enumerate(ready.items()):
-                progress("profile", done, len(ready), name)
-                self._measure(name, models)
-                self._report(name, models)
-                self.summary.measured.append(name)
-                self._refresh_view()
+            self._measure_all(ready, progress)
             if ready:
                 progress("profile", len(ready), len(ready), "")
 
@@ -191,6 +191,17 @@ class ProfileRun:
                 exc,
             )
 
+    def _say_how_often(self, todo: Mapping[str, Sequence[Model]]) -> None:
+        """Say what rounds cost where the guide asks for each model once."""
+        if todo and not self.connection.sessions and self._profile_rounds > 1:
+            log.info(
+                "%s answers with averages, so it is asked %s times for each of %s models, in "
+                "rounds; ROUNDS: 1 in backend_config.yaml asks once",
+                self.connection.name,
+                self._profile_rounds,
+                sum(map(len, todo.values())),
+            )
+
     def _check_converted(self, name: str, models: Sequence[Model]) -> None:
         """Refuse models that were not converted; write down those whose conversion failed."""
         for model in models:
@@ -210,11 +221,41 @@ class ProfileRun:
             return True
         if self.connection.sessions:
             return self._plan(models).next(self.store.samples(self.campaign, name, hashes)) is None
+        answers = self._answers(name, hashes)
+        return all(len(rows) >= self._profile_rounds for rows in answers.values())
+
+    def _answers(self, name: str, hashes: Mapping[str, str]) -> dict[str, list[dict[str, Any]]]:
+        """What the visits to models gave, of a backend that opens no sessions."""
         found = self.store.metrics(self.campaign, name, hashes)
-        return all(any(set(self.metrics) <= set(row) for row in rows) for rows in found.values())
+        return {
+            model: [row for row in rows if set(self.metrics) <= set(row)]
+            for model, rows in found.items()
+        }
+
+    def _visits_done(self, name: str, models: Sequence[Model]) -> dict[str, int]:
+        """How many visits each model has had, of a backend that opens no sessions."""
+        return {m: len(rows) for m, rows in self._answers(name, _hashes(models)).items()}
+
+    @property
+    def _profile_rounds(self) -> int:
+        return self._settings.profile_rounds
 
     def _plan(self, models: Sequence[Model]) -> FixedPlan:
-        return FixedPlan([model.name for model in models], runs=self.connection.settings.RUNS)
+        return plan_of(models, self._settings)
+
+    @property
+    def _settings(self) -> CaseSettings:
+        return CaseSettings(
+            backend=self.connection.name,
+            sessions=self.connection.sessions,
+            own_file_method=self.connection.own_file_method,
+            runs=self.connection.settings.RUNS,
+            warmups=self.connection.settings.WARMUPS,
+            metrics=self.metrics,
+            rounds=self.connection.settings.ROUNDS,
+            in_turn=self.connection.in_turn,
+            dtype=self.connection.environment.dtype,
+        )
 
     def _convert(self, todo: dict[str, list[Model]], progress: Progress) -> dict[str, list[Model]]:
         if self.connection.own_file_method:
@@ -264,60 +305,47 @@ class ProfileRun:
             for name, models in ready.items()
         }
 
+    def _measure_all(self, ready: Mapping[str, Sequence[Model]], progress: Progress) -> None:
+        """Measure test cases whose models are converted, and report each."""
+        for done, (name, models) in enumerate(ready.items()):
+            progress("profile", done, len(ready), name)
+            self._measure(name, models)
+            self._measured(name, models)
+
+    def _measured(self, name: str, models: Sequence[Model]) -> None:
+        self._report(name, models)
+        self.summary.measured.append(name)
+        self._refresh_view()
+
     def _measure(self, name: str, models: Sequence[Model]) -> None:
-        caller, limit = self.connection.measuring, self.time_limit_s
+        folder = self.workspace.converted_dir / self.connection.name
+        if not self.connection.sessions:
+            make_folder(folder)
         try:
-            if not self.connection.sessions:
-                folder = self.workspace.converted_dir / self.connection.name
-                make_folder(folder)
-                measure.measure_metrics(
-                    caller,
-                    models,
-                    store=self.store,
-                    campaign=self.campaign,
-                    testcase=name,
-                    metrics=self.metrics,
-                    save_path=folder,
-                    own_file_method=self.connection.own_file_method,
-                    time_limit_s=limit,
-                )
-                return
-            measure.open_models(
-                caller,
+            self.summary.runtime_s += measure_case(
+                self.connection.measuring,
                 models,
+                self._settings,
+                store=self.store,
+                campaign=self.campaign,
+                testcase=name,
+                save_path=folder,
                 check=lambda model: not self.store.checked(self.environment, model.hash),
                 checked=lambda model, found: self.store.add_check(
                     self.environment, model.hash, found
                 ),
-                warmups=self.connection.settings.WARMUPS,
-                time_limit_s=limit,
-            )
-            self.summary.runtime_s += measure_samples(
-                caller,
-                models,
-                self._plan(models),
-                store=self.store,
-                campaign=self.campaign,
-                testcase=name,
-                time_limit_s=limit,
+                time_limit_s=self.time_limit_s,
+                done=self._visits_done(name, models),
+                told=lambda conditions: self.connection.device_log.add(name, conditions),
             )
         except ModelFailedError as exc:
             self._fail(name, exc.model, exc.failure)
-        finally:
-            if self.connection.sessions:
-                self._close()
-
-    def _close(self) -> None:
-        """Unload what is loaded; a process that cannot even do that is replaced."""
-        caller = self.connection.measuring
-        if getattr(caller, "running", True):
-            try:
-                caller.call("close", self.time_limit_s)
-            except NNMeterError as exc:
-                log.warning("%s: unloading models failed: %s", self.connection.name, exc)
 
     def _fail(self, name: str, model: Model, failure: Failure) -> None:
-        self.store.add_failure(self.campaign, name, model.name, model.hash, failure)
+        if failure.kind == measure.DEVICE:  # the next run tries again
+            self.lost.setdefault(name, {})[model.name] = failure
+        else:
+            self.store.add_failure(self.campaign, name, model.name, model.hash, failure)
         log.warning("%s: %s: %s: %s", name, model.name, failure.kind, failure.reason)
 
     def _report(self, name: str, models: Sequence[Model]) -> None:
@@ -328,13 +356,14 @@ class ProfileRun:
         graphs = self._graphs(hashes) if self.asked_for_graphs else {}
         if not self.timed:  # then nothing else would say so
             failures |= {m: graph for m, graph in graphs.items() if isinstance(graph, Failure)}
+        failures |= self.lost.get(name, {})
         for model, failure in failures.items():
             case[model].pop("latency", None)
             case[model]["error"] = {"kind": failure.kind, "reason": failure.reason}
             self.summary.failed[f"{name}: {model}"] = failure
         latencies: dict[str, str] = {}
         samples = self.store.samples(self.campaign, name, hashes)
-        metrics = self.store.metrics(self.campaign, name, hashes)
+        answers = self._answers(name, hashes)
         for model in hashes:
             if model in failures:
                 continue
@@ -346,9 +375,10 @@ class ProfileRun:
                 latencies[model] = str(
                     Latency(round(mean * _MS_PER_NS, 6), round(std * _MS_PER_NS, 6))
                 )
-            elif rows := metrics[model]:
-                case[model].update(rows[-1])
-                latencies[model] = str(rows[-1]["latency"])
+            elif rows := answers[model]:
+                answer = pooled(rows)
+                case[model].update(answer)
+                latencies[model] = str(answer["latency"])
         if self.timed or self._finished(name, models):  # what was measured before still holds
             for model, text in latencies.items():
                 case[model]["latency"] = text
@@ -402,8 +432,16 @@ class ProfileRun:
             for name, case in self.testcases.items()
         }
         view = results.profiled_view(known, detail=self.workspace.ruletest.DETAIL)
+        if not self.latest:
+            assert self.folder is not None
+            write_json(self.folder / self.save_name, view)
+            return
         results.write_results(self.workspace, self.folder, self.save_name, view)
         results.write_errors(
             self.workspace,
             [f"{name}: {f.kind}: {f.reason}" for name, f in self.summary.failed.items()],
         )
+
+
+def _hashes(models: Sequence[Model]) -> dict[str, str]:
+    return {model.name: model.hash for model in models}
