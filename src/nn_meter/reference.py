@@ -14,13 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["compare_outputs", "reference_inputs", "sample_outputs"]
+__all__ = ["TOLERANCE", "compare_outputs", "reference_inputs", "sample_outputs", "tolerance_of"]
 
 Array = npt.NDArray[Any]
 
 _SAMPLES = 64
 _KNUTH = 2654435761  # multiplicative hashing, Knuth, TAOCP vol. 3, 6.4
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+"""By how much outputs may differ, as a share of their scale."""
+
+_COARSE = ("float16", "bfloat16")
+_COARSE_TOLERANCE = 1e-2
 
 
 def reference_inputs(shapes: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
@@ -65,12 +69,14 @@ def sample_outputs(outputs: Sequence[Array]) -> list[dict[str, Any]]:
 
 
 def compare_outputs(
-    found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]
+    found: Sequence[dict[str, Any]],
+    expected: Sequence[dict[str, Any]],
+    tolerance: float = TOLERANCE,
 ) -> str | None:
     """Compare two samples of outputs.
 
     Outputs may come in another order: a runtime need not keep it. Each expected one must have a
-    counterpart of its shape whose values differ by at most 0.1 % of its scale.
+    counterpart of its shape whose values differ by at most ``tolerance`` of its scale.
 
     Returns:
         None when they agree, else what differs.
@@ -85,13 +91,23 @@ def compare_outputs(
             return f"output {number} should have the shape {want['shape']}; there is {shapes}"
         errors = [_error(got, want) for got in candidates]
         best = min(range(len(candidates)), key=lambda i: errors[i])
-        if not errors[best] <= _TOLERANCE:
+        if not errors[best] <= tolerance:
             return (
                 f"output {number} differs by {errors[best]:.1e} of its scale "
-                f"(allowed: {_TOLERANCE:.0e})"
+                f"(allowed: {tolerance:.0e})"
             )
         left.remove(candidates[best])
     return None
+
+
+def tolerance_of(dtype: str) -> float:
+    """By how much outputs may differ that a device computed with numbers of a type.
+
+    Args:
+        dtype: As an environment has it; that of several devices names them all.
+    """
+    coarse = any(name.strip() in _COARSE for name in dtype.split(","))
+    return _COARSE_TOLERANCE if coarse else TOLERANCE
 
 
 def _error(found: dict[str, Any], expected: dict[str, Any]) -> float:

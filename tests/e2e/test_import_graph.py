@@ -193,7 +193,7 @@ def test_bad_prints_leave_everything_as_it_was(elsewhere, user):
     source = user.folder / "ws" / "fusion_rule_test" / "models" / "BF_conv_relu_block.onnx"
     before = all_json_files(user.folder / "ws")
     refused = (
-        (9, f"{bad}: onnx ", [block, conv, bad]),
+        (9, f"{bad}: is no ONNX model", [block, conv, bad]),
         (9, f"{other}: is of another model: it has 1 inputs", [block, other]),
         (9, f"{source}: is the model itself", [source]),
         (9, "is a print of the same model; leave one of them out", [block, copied(block, user)]),

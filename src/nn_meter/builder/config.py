@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from nn_meter.bounded import read_file
 from nn_meter.errors import ConfigError
 
 __all__ = [
@@ -93,13 +94,14 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 
 
 # What PyYAML lets out, besides its own, where a text cannot be of the type that its form or its tag
-# says: dates such as 2022-99-99, "!!bool maybe".
+# says: dates such as 2022-99-99, "!!bool maybe"; a key that is a set.
 _NO_YAML = (
     yaml.YAMLError,
     ValueError,
     ArithmeticError,
     LookupError,
     AttributeError,
+    TypeError,
     RecursionError,
 )
 
@@ -112,12 +114,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             very much.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise ConfigError(f"{path}: is larger than {_MOST_BYTES} bytes, so no configuration")
-        text = content.decode()
-    except (OSError, UnicodeDecodeError) as exc:
+        text = read_file(path, _MOST_BYTES).decode()
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except ValueError as exc:  # not UTF-8; a NUL in the path
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
     try:
         data = yaml.load(text, Loader=_StrictLoader)
@@ -475,6 +475,12 @@ class BackendSettings(Settings):
     )
     RUNS: Positive = _key(50, "Measured runs of each model.", _POSITIVE)
     WARMUPS: Count = _key(10, "Runs of each model before the first measured one.", _COUNT)
+    ROUNDS: Positive | None = _key(
+        None,
+        "Rounds that measuring is spread over: in each, every model of a test case has its turn. "
+        "Empty: 10; of a backend that has only profile(), which is asked once a round, 2.",
+        f"{_POSITIVE}, or empty",
+    )
     PYTHON: str | None = _key(
         None,
         "Another Python interpreter (of a virtual environment) to run this runtime in; empty: this "

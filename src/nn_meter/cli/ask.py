@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ from nn_meter.cli import options, steps
 from nn_meter.cli.console import log_to_stderr, one_line, print_json
 from nn_meter.cli.temporary import operator_names, read_settings, temporary_workspace
 from nn_meter.cli.verdicts import FORMULA, saved
-from nn_meter.errors import ConfigError, OperatorError
+from nn_meter.errors import ConfigError, GraphUnavailableError, OperatorError
 
 __all__ = ["ask"]
 
@@ -80,8 +81,8 @@ def ask(
         connected = steps.connect(backend, opened)
         shows_graph = isinstance(connected, ShowsGraph | ShowsGraphs)
         evidence = given.get("EVIDENCE", "auto")
+        timed_in_turn = isinstance(connected, OpensSessions)
         if evidence == "auto":
-            timed_in_turn = isinstance(connected, OpensSessions)
             evidence = "graph" if shows_graph else "latency" if timed_in_turn else "formula"
         ruletest = opened.ruletest.model_copy(update={"EVIDENCE": evidence})
         opened = replace(opened, ruletest=ruletest)
@@ -97,9 +98,16 @@ def ask(
         except OperatorError as exc:
             (reason,) = found.refused.values() or [str(exc)]
             raise OperatorError(f"{'+'.join(ops)} cannot be built: {reason}") from exc
-        profiled = profile_models(
-            connected, generated, time_threshold=time_limit, workspace=opened, progress=_silent
-        )
+        profile = partial(profile_models, connected, time_threshold=time_limit, progress=_silent)
+        try:
+            profiled = profile(generated, workspace=opened)
+        except GraphUnavailableError:
+            # it tells on another device, or in another version
+            if given.get("EVIDENCE", "auto") != "auto" or not timed_in_turn:
+                raise
+            ruletest = ruletest.model_copy(update={"EVIDENCE": "latency"})
+            opened = replace(opened, ruletest=ruletest)
+            profiled = profile(generated, workspace=opened)
         (verdict,) = detect_fusion_rule(profiled, opened).values()
         rules = read_json(opened.results_dir / "detected_fusion_rule.json", "fusion rules")
         (rule,) = rules.values()

@@ -26,7 +26,12 @@ def say(text: str) -> None:
 
 def one_line(text: str) -> str:
     """A message of somebody else's, which may have several lines, as one."""
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """A text in which a file's words may stand: a terminal is not to be commanded by a file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 import nn_meter
+from nn_meter.cli.console import printable
 from nn_meter.errors import NNMeterError
 
 __all__ = ["cli", "main"]
@@ -132,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _report(given: Sequence[str], line: str) -> None:
     if "--debug" in given:
         traceback.print_exc()
-    click.echo(" ".join(line.splitlines()), err=True)
+    click.echo(printable(" ".join(line.splitlines())), err=True)
 
 
 def _usage(error: click.ClickException) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nn_meter.bounded import read_file
 from nn_meter.errors import RegistrationError
 from nn_meter.registry.entry import nearest, with_article
 
@@ -20,17 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["mapping", "read", "replace_file", "sequence", "text_fields"]
 
+_MOST_BYTES = 2**18
+_SHOWN = 80
+_LONGEST = 1024
+
 
 def read(path: Path) -> yaml.Node | None:
     """Read a file as nodes, by YAML's safe loader; None for a file without content.
 
     Raises:
-        RegistrationError: It cannot be read, or is no YAML in UTF-8.
+        RegistrationError: It cannot be read, is no YAML in UTF-8, or is too large for a meta file.
     """
     import yaml
 
     try:
-        return yaml.compose(path.read_bytes().decode("utf-8"), Loader=yaml.SafeLoader)
+        text = read_file(path, _MOST_BYTES).decode("utf-8")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as exc:
         raise RegistrationError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except yaml.YAMLError as exc:
@@ -60,6 +66,7 @@ def mapping(node: yaml.Node | None, known: Sequence[str], where: str) -> dict[st
         key = key_node.value if isinstance(key_node, yaml.ScalarNode) else _kind(key_node)
         line = key_node.start_mark.line + 1
         if key not in known:
+            key = key[:_SHOWN]
             raise RegistrationError(
                 f"{where}unknown key {key!r} in line {line}{nearest(key, known)}; "
                 f"known keys: {', '.join(known)}"
@@ -118,9 +125,11 @@ def text_fields(
                 raise RegistrationError(f"{where}{key} is empty")
         elif what != "str":
             raise RegistrationError(
-                f"{where}{key} should be text, but YAML takes {value.value} for "
+                f"{where}{key} should be text, but YAML takes {value.value:.{_SHOWN}} for "
                 f"{with_article(what)}; put it in quotes"
             )
+        elif len(value.value) > _LONGEST:
+            raise RegistrationError(f"{where}{key} has more than {_LONGEST} characters")
         else:
             result[key] = value.value
     return result

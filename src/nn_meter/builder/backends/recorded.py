@@ -10,18 +10,18 @@ runtime that there is no backend for.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from nn_meter.bounded import parse_json, read_file
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.errors import BackendError, ResultFileError
 
 __all__ = ["FORMATS", "Format", "guess_format", "read_print", "read_print_json", "read_print_text"]
 
-_MOST_BYTES = 64 * 2**20
+_MOST_BYTES = 8 * 2**20
 _BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # how PowerShell redirects output
 
 
@@ -136,13 +136,7 @@ def read_print_text(path: Path) -> str:
         ResultFileError: It cannot be read, is no text, or is too large to be a print.
     """
     try:
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ResultFileError(
-                f"{path}: has {size / 2**20:.0f} MiB; a print of one model is small, "
-                f"and more than {_MOST_BYTES // 2**20} are not read"
-            )
-        content = path.read_bytes()
+        content = read_file(path, _MOST_BYTES)
     except OSError as exc:
         raise ResultFileError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     encoding = _BOMS.get(content[:2], "utf-8-sig")
@@ -162,6 +156,6 @@ def read_print_json(path: Path) -> Any:
         ResultFileError: As ``read_print_text``; or it is no JSON.
     """
     try:
-        return json.loads(read_print_text(path))
-    except (ValueError, RecursionError) as exc:
+        return parse_json(read_print_text(path))
+    except ValueError as exc:
         raise ResultFileError(f"{path}: is no valid JSON: {exc}; was it copied whole?") from exc

@@ -93,6 +93,8 @@ def find_files(given: Sequence[Path], kind: Format | None) -> list[Path]:
         if not path.exists():
             raise ResultFileError(f"{path}: there is no such file or folder")
         if not path.is_dir():
+            if not path.is_file():
+                raise ResultFileError(f"{path}: is no regular file")
             found[path] = None
             continue
         files = sorted(

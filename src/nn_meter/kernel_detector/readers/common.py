@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from nn_meter.bounded import read_file
 from nn_meter.errors import ModelFileError, NNMeterError
 from nn_meter.kernel_detector.graph import Op
 
@@ -16,8 +18,10 @@ __all__ = [
     "Names",
     "blaming",
     "check_size",
+    "holds",
     "input_shapes",
     "needed",
+    "plain",
     "read_bytes",
     "shown",
     "topological",
@@ -31,6 +35,7 @@ _MOST_DIMENSIONS = 64  # numpy's limit
 _MOST_BYTES = 2**31 - 1  # of a file: what protobuf and flatbuffers address
 _SHOWN = 80
 _SHOWN_NODES = 8
+_WORDS = 500
 
 Sizes = tuple[int | None, ...]
 
@@ -38,6 +43,12 @@ Sizes = tuple[int | None, ...]
 def shown(name: str) -> str:
     """A name from a file in a message: quoted, and never longer than a line."""
     return repr(name if len(name) <= _SHOWN else name[: _SHOWN - 3] + "...")
+
+
+def plain(said: object) -> str:
+    """What a library says of a file, as a line that can be printed: it may quote the file."""
+    text = " ".join(str(said)[:_WORDS].split())
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 @contextmanager
@@ -48,7 +59,7 @@ def blaming(path: Path) -> Iterator[None]:
     except NNMeterError:
         raise
     except Exception as exc:
-        words = " ".join(str(exc).split())[:500]
+        words = plain(exc)
         raise ModelFileError(
             f"{path}: it cannot be read: {words or type(exc).__name__} ({type(exc).__name__})"
         ) from exc
@@ -61,17 +72,13 @@ def read_bytes(path: Path) -> bytes:
         ModelFileError: It is no file, is empty, too large, or may not be read.
     """
     try:
-        if not path.is_file():
-            raise ModelFileError(f"{path}: it is no regular file")
-        size = path.stat().st_size
-        if size > _MOST_BYTES:
-            raise ModelFileError(
-                f"{path}: {size} bytes are more than such a file can have (2 GiB); an ONNX model "
-                "can keep its weights in files beside it"
-            )
-        data = path.read_bytes()
+        data = read_file(path, _MOST_BYTES)
     except OSError as exc:
-        raise ModelFileError(f"{path}: it cannot be read: {exc.strerror or exc}") from exc
+        hint = "; an ONNX model can keep its weights in files beside it"
+        raise ModelFileError(
+            f"{path}: it cannot be read: {exc.strerror or exc}"
+            f"{hint if exc.errno == errno.EFBIG else ''}"
+        ) from exc
     if not data:
         raise ModelFileError(f"{path}: the file is empty")
     return data
@@ -99,12 +106,19 @@ class Names:
         return name
 
 
+def holds(shape: Sequence[int]) -> int:
+    """How many elements a shape has where a size of 0 counts as 1.
+
+    A shape of 0 elements may have sizes beyond all memory beside the 0.
+    """
+    return math.prod(max(size, 1) for size in shape)
+
+
 def check_size(path: Path, tensor: str, shape: Sequence[int]) -> None:
     """Refuse a shape that no memory holds."""
     if len(shape) > _MOST_DIMENSIONS:
         raise ModelFileError(f"{path}: tensor {shown(tensor)} has {len(shape)} dimensions")
-    elements = math.prod(shape)
-    if elements > _MOST_ELEMENTS:
+    if holds(shape) > _MOST_ELEMENTS:
         sizes = ",".join(map(str, shape))[:_SHOWN]
         raise ModelFileError(f"{path}: tensor {shown(tensor)} has the shape {sizes}: too large")
 

@@ -1,11 +1,16 @@
 """Models that are converted first: Keras and SavedModels to TFLite, exported programs to ONNX.
 
-The frameworks are imported in a worker process that ends with the conversion.
+The frameworks are imported in a worker process that ends with the conversion. What of a file is
+code is not run: pickles, compiled kernels and lambdas are refused. A SavedModel is a program for
+TensorFlow, which may run parts of it to load it: that is for files that one trusts.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +20,7 @@ from typing import Any
 from nn_meter.builder.profiling.process import Worker
 from nn_meter.errors import ConversionError, ModelFileError, NNMeterError
 from nn_meter.kernel_detector.graph import Graph
-from nn_meter.kernel_detector.readers.common import input_shapes
+from nn_meter.kernel_detector.readers.common import input_shapes, plain
 
 __all__ = [
     "ConversionJobs",
@@ -37,6 +42,10 @@ _JOBS = {
     ".pt2": ("exported_program", ".onnx"),
 }
 _FOLDERS = ("saved_model", ".tflite")
+_ARCHIVES = (".keras", ".pt2")  # zip files, which hold weights as they are
+_MOST_INFLATED, _ALWAYS_INFLATED_BYTES = 100, 2**28
+_COMPILED = "/aotinductor/"
+_FIRST_SAFE_KERAS = (3, 11, 3)  # older ones run code that stands in a file
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -87,6 +96,7 @@ def convert(path: Path, shapes: Shapes, folder: Path) -> Path:
     """
     if (path / _INSIDE).is_file():
         return path / _INSIDE
+    _check(path)
     job, suffix = _FOLDERS if path.is_dir() else _JOBS[path.suffix.lower()]
     target = folder / f"model{suffix}"
     with Worker(f"{__name__}:ConversionJobs", what=f"the conversion of {path.name}") as worker:
@@ -98,6 +108,34 @@ def convert(path: Path, shapes: Shapes, folder: Path) -> Path:
             shapes={name: list(shape) for name, shape in shapes.items()},
         )
     return target
+
+
+def _check(path: Path) -> None:
+    """Refuse what a framework would wait for, or fill the memory with.
+
+    Raises:
+        ModelFileError: There is a pipe or a device, or an archive of almost nothing but zeros.
+    """
+    try:
+        for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+            if not file.is_file() and not file.is_dir():
+                raise ModelFileError(f"{path}: {file.name} is no regular file")
+        if path.suffix.lower() in _ARCHIVES and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                inflated = sum(member.file_size for member in archive.infolist())
+                names = archive.namelist()
+            if inflated > max(_ALWAYS_INFLATED_BYTES, _MOST_INFLATED * path.stat().st_size):
+                raise ModelFileError(
+                    f"{path}: it would have {inflated} bytes once unpacked, which no model packs "
+                    "into so few"
+                )
+            if any(_COMPILED in f"/{name}" for name in names):
+                raise ModelFileError(
+                    f"{path}: it holds compiled kernels, which are not run; export the program "
+                    "with torch.export.save alone"
+                )
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as exc:
+        raise ModelFileError(f"{path}: it cannot be read: {plain(exc)}") from exc
 
 
 def _read(path: Path, shapes: Shapes) -> Graph:
@@ -123,6 +161,7 @@ class ConversionJobs:
         from nn_meter.builder.nn_modules.tensorflow.models import save_model
 
         file = Path(path)
+        _refuse_old_keras(file, keras.__version__)
         with _blaming(file, "Keras cannot load it"):
             model = keras.models.load_model(file, compile=False)
             declared = {tensor.name: _batch_1(tensor.shape) for tensor in model.inputs}
@@ -167,7 +206,8 @@ class ConversionJobs:
         from nn_meter.builder.nn_modules.torch.models import torch  # type: ignore[attr-defined]
 
         file = Path(path)
-        with _blaming(file, "torch cannot load it"):
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch tries pickles where that fails
+        with _blaming(file, "torch cannot load it"), _no_pickles():
             program = torch.export.load(path)
         if program.example_inputs is None or program.example_inputs[1]:
             raise ModelFileError(f"{file}: it keeps no example inputs, or keeps them by name")
@@ -178,6 +218,38 @@ class ConversionJobs:
         Path(target).write_bytes(data)
 
 
+_refusing: list[str] = []
+"""Not empty while pickles are refused. A hook cannot be taken away again."""
+
+
+def _refuse_classes(event: str, arguments: tuple[Any, ...]) -> None:
+    if _refusing and event == "pickle.find_class":
+        raise ValueError(
+            f"it holds a pickle that asks for {'.'.join(map(str, arguments))}; what a pickle asks "
+            "for is run, so none is read"
+        )
+
+
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Refuse pickles that name any class or function: loading them may run anything."""
+    sys.addaudithook(_refuse_classes)
+    _refusing.append("pickles")
+    try:
+        yield
+    finally:
+        _refusing.clear()
+
+
+def _refuse_old_keras(path: Path, version: str) -> None:
+    found = tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+    if found < _FIRST_SAFE_KERAS:
+        raise ConversionError(
+            f"{path}: Keras {version} runs code that stands in a file; pip install 'keras>="
+            f"{'.'.join(map(str, _FIRST_SAFE_KERAS))}'"
+        )
+
+
 @contextmanager
 def _blaming(path: Path, what: str) -> Iterator[None]:
     try:
@@ -185,7 +257,7 @@ def _blaming(path: Path, what: str) -> Iterator[None]:
     except NNMeterError:
         raise
     except Exception as exc:
-        words = " ".join(str(exc).split())[:500]
+        words = plain(exc)
         raise ConversionError(f"{path}: {what}: {words or type(exc).__name__}") from exc
 
 

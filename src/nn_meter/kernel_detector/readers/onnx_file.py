@@ -21,6 +21,8 @@ from nn_meter.errors import ModelFileError
 from nn_meter.kernel_detector.readers.common import (
     KEPT_ELEMENTS,
     check_size,
+    holds,
+    plain,
     read_bytes,
     shown,
 )
@@ -34,8 +36,9 @@ __all__ = [
     "place_name",
 ]
 
-_MOST_INLINED = 1_000_000  # nodes, once all functions are put in their places
+_MOST_NODES = 300_000  # also once all functions are put in their places; each takes some 2 KB
 _FIRST_IR_WITH_OPSETS = 3
+_MOST_DIGITS = 20  # of numbers with 64 bits
 
 # Several elements of these share a byte.
 _BITS = {
@@ -123,10 +126,12 @@ def _parsed(path: Path) -> ModelProto:
         model.ParseFromString(data)
     except Exception as exc:  # protobuf has several classes for this, by its version
         raise ModelFileError(
-            f"{path}: it is no ONNX model, or a truncated one: {' '.join(str(exc).split())}"
+            f"{path}: it is no ONNX model, or a truncated one: {plain(exc)}"
         ) from exc
     if model.ir_version < 1 or not model.HasField("graph"):
         raise ModelFileError(f"{path}: it is no ONNX model, or a truncated one: it has no graph")
+    if len(model.graph.node) > _MOST_NODES:
+        raise ModelFileError(f"{path}: it has {len(model.graph.node)} nodes: too many to be held")
     if not model.graph.output:
         raise ModelFileError(f"{path}: the model has no outputs, or was truncated before them")
     return model
@@ -211,7 +216,7 @@ def _constant(path: Path, tensor: TensorProto, what: str) -> Constant:
     bits = _BITS.get(tensor.data_type, dtype.itemsize * 8)
     size = (count * bits + 7) // 8
     if tensor.data_location == TensorProto.EXTERNAL:
-        data = _external(path, tensor, what, size, read=count <= KEPT_ELEMENTS)
+        data = _external(path, tensor, what, size, read=holds(shape) <= KEPT_ELEMENTS)
         if data is None:
             return Constant(shape=shape, elem_type=tensor.data_type)
         tensor = TensorProto(dims=shape, data_type=tensor.data_type, raw_data=data)
@@ -226,13 +231,13 @@ def _constant(path: Path, tensor: TensorProto, what: str) -> Constant:
             raise ModelFileError(
                 f"{path}: {what} should hold {count} elements, but holds {len(field)}"
             )
-    if count > KEPT_ELEMENTS:
+    if holds(shape) > KEPT_ELEMENTS:
         return Constant(shape=shape, elem_type=tensor.data_type)
     try:
         value = numpy_helper.to_array(tensor)
     except Exception as exc:
         raise ModelFileError(
-            f"{path}: {what} does not hold what its shape and type say: {exc}"
+            f"{path}: {what} does not hold what its shape and type say: {plain(exc)}"
         ) from exc
     return Constant(shape=shape, elem_type=tensor.data_type, value=value)
 
@@ -253,16 +258,18 @@ def _external(path: Path, tensor: TensorProto, what: str, size: int, *, read: bo
         there = inside and place.is_file()
         held = place.stat().st_size if there else 0
     except (OSError, ValueError, RuntimeError) as exc:
-        raise ModelFileError(f"{path}: {where}, which is no path: {exc}") from exc
+        raise ModelFileError(f"{path}: {where}, which is no path: {plain(exc)}") from exc
     if not inside:
         raise ModelFileError(f"{path}: {where}, which is not in the model's own folder")
     if not there:
         raise ModelFileError(f"{path}: {where}, and there is no such file")
     try:
-        offset = int(said.get("offset") or 0)
-        length = int(said.get("length") or size)
+        offset = _whole(said.get("offset") or "0")
+        length = _whole(said.get("length") or str(size))
     except ValueError as exc:
-        raise ModelFileError(f"{path}: {where}, at a place that is no number: {exc}") from exc
+        raise ModelFileError(
+            f"{path}: {where}, at a place that is no number: {plain(exc)}"
+        ) from exc
     if offset < 0 or length != size or offset + size > held:
         raise ModelFileError(
             f"{path}: {where}, {length} bytes from byte {offset}, but it needs {size} bytes and "
@@ -279,6 +286,12 @@ def _external(path: Path, tensor: TensorProto, what: str, size: int, *, read: bo
     return data
 
 
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"{text:.{_MOST_DIGITS}}...")
+    return int(text)
+
+
 def _inlined(path: Path, model: ModelProto, constants: Mapping[str, Constant]) -> ModelProto:
     """Put the model's own functions in the places where they are called."""
     from onnx import inliner
@@ -293,7 +306,7 @@ def _inlined(path: Path, model: ModelProto, constants: Mapping[str, Constant]) -
         inlined: ModelProto = inliner.inline_local_functions(model)
     except Exception as exc:
         raise ModelFileError(
-            f"{path}: its functions cannot be put in their places: {' '.join(str(exc).split())}"
+            f"{path}: its functions cannot be put in their places: {plain(exc)}"
         ) from exc
     return inlined
 
@@ -326,7 +339,7 @@ def _check_functions(path: Path, model: ModelProto) -> None:
                 sizes[here] = len(nodes) + sum(sizes[key] for key in called(nodes))
                 del path_down[here]
     total = len(model.graph.node) + sum(sizes[key] for key in called(model.graph.node))
-    if total > _MOST_INLINED:
+    if total > _MOST_NODES:
         raise ModelFileError(
             f"{path}: with its functions in their places it would have {total} nodes"
         )

@@ -22,7 +22,13 @@ from onnx.checker import ValidationError
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
 from nn_meter.errors import ModelFileError
-from nn_meter.kernel_detector.readers.common import KEPT_ELEMENTS, check_size, shown
+from nn_meter.kernel_detector.readers.common import (
+    KEPT_ELEMENTS,
+    check_size,
+    holds,
+    plain,
+    shown,
+)
 from nn_meter.kernel_detector.readers.onnx_file import Constant, ONNXFile, domain_of
 
 __all__ = ["Known", "Walk"]
@@ -47,6 +53,10 @@ _NAMES = """
 _EVALUATED = frozenset(_NAMES.split())
 # What these write is never larger than what they read, times its rank.
 _BOUNDED = frozenset({"Compress", "NonZero", "Unique"})
+# These go through their elements one by one: so many in all.
+_SLOW = frozenset({"GatherND", "ScatterElements", "ScatterND"})
+_MOST_SLOW_ELEMENTS = 2**20
+_INDEXED = frozenset({"GatherElements", "OneHot"})
 _ONLY_RESHAPE = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _RANDOM = frozenset(
     {
@@ -110,6 +120,7 @@ class Walk:
         self._schemas: dict[tuple[str, str], tuple[onnx.defs.OpSchema | None, bool]] = {}
         self._data: dict[str, TensorProto] = {}
         self._room = _KEPT_IN_ALL
+        self._slow_left = _MOST_SLOW_ELEMENTS
         graph = file.model.graph
         self._declared = {v.name: v.type for v in (*graph.value_info, *graph.output)}
         self.known = {name: _of_type(kind) for name, kind in inputs.items()}
@@ -211,7 +222,9 @@ class Walk:
         shape = tuple(int(size) for size in sizes.value.ravel())
         if any(size < 0 for size in shape):
             raise ModelFileError(f"{self._file.path}: node {shown(name)} makes a size below 0")
-        value = np.full(shape, fill.ravel()[0]) if math.prod(shape) <= KEPT_ELEMENTS else None
+        value = None
+        if holds(shape) <= KEPT_ELEMENTS and fill.dtype.kind not in "OSU":
+            value = np.full(shape, fill.ravel()[0])
         return Constant(shape=shape, elem_type=elem_type, value=value)
 
     def _computed(self, node: NodeProto, name: str) -> dict[str, Constant]:
@@ -224,7 +237,7 @@ class Walk:
             elem_type = kind.tensor_type.elem_type if kind is not None else 0
             found[tensor] = Constant(shape=static_shape(kind), elem_type=elem_type)
         small = all(
-            constant.shape is not None and math.prod(constant.shape) <= KEPT_ELEMENTS
+            constant.shape is not None and holds(constant.shape) <= KEPT_ELEMENTS
             for constant in found.values()
         )
         if small or node.op_type in _BOUNDED:
@@ -238,14 +251,14 @@ class Walk:
 
     def _evaluate(self, node: NodeProto, found: Mapping[str, Constant]) -> list[Array]:
         """The values that a node writes; none: they are not computed."""
-        feeds = {}
+        feeds: dict[str, Array] = {}
         for tensor in node.input:
             constant = self.known[tensor].constant if tensor else None
             if constant is not None and constant.value is None:
                 return []
-            if constant is not None:
+            if constant is not None and constant.value is not None:
                 feeds[tensor] = constant.value
-        if node.op_type not in _EVALUATED:
+        if node.op_type not in _EVALUATED or not self._is_bounded(node, feeds):
             return []
         if node.op_type in _ONLY_RESHAPE and len(node.output) == 1:
             value = feeds[node.input[0]]
@@ -261,10 +274,31 @@ class Walk:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 values = ReferenceEvaluator(bare, opsets=dict(self._file.opsets)).run(None, feeds)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - what the reference cannot compute stays unknown
             return []
         arrays = [np.asarray(value) for value in values]
         return arrays if all(_onnx_type(array) for array in arrays) else []
+
+    def _is_bounded(self, node: NodeProto, feeds: Mapping[str, Array]) -> bool:
+        """Whether computing a node takes no more than its small inputs and outputs promise.
+
+        Shapes are inferred with numbers of 64 bits, which a file can make overflow.
+        """
+        if any(value.dtype.kind in "OSU" for value in feeds.values()):
+            return False  # texts: the sum of two is a longer one, and so on
+        if any(abs(attribute.i) > KEPT_ELEMENTS for attribute in node.attribute):
+            return False
+        if node.op_type == "Range":
+            return _steps_of_range([feeds[tensor] for tensor in node.input]) <= KEPT_ELEMENTS
+        if node.op_type in _INDEXED:  # numpy steps from an index far outside to the next inside
+            indices = feeds[node.input[1]]
+            return bool(np.all((indices >= -KEPT_ELEMENTS) & (indices <= KEPT_ELEMENTS)))
+        if node.op_type in _SLOW:
+            self._slow_left -= sum(value.size for value in feeds.values())
+            return self._slow_left >= 0
+        return True
 
     def _infer(self, node: NodeProto, name: str) -> Mapping[str, TypeProto]:
         """Types of what a node writes, as far as onnx can tell."""
@@ -283,7 +317,7 @@ class Walk:
                 if is_own and all(self.known[tensor].shape is not None for tensor in told):
                     raise ModelFileError(
                         f"{self._file.path}: node {shown(name)} ({node.op_type}) cannot take "
-                        f"{self._sizes_text(node)}: {' '.join(str(exc).split())}"
+                        f"{self._sizes_text(node)}: {plain(exc)}"
                     ) from exc
             else:
                 return found
@@ -330,6 +364,16 @@ class Walk:
         return None, bool(domain)
 
 
+def _steps_of_range(bounds: list[Array]) -> float:
+    """How many elements a ``Range`` writes, in numbers that do not overflow."""
+    if len(bounds) != 3 or any(bound.size != 1 for bound in bounds):
+        return math.inf
+    start, limit, step = (bound.item() for bound in bounds)
+    if not all(map(math.isfinite, (start, limit, step))) or not step:
+        return math.inf
+    return float(abs((limit - start) / step))
+
+
 def _of_constant(constant: Constant) -> Known:
     kind = None
     if constant.elem_type:
@@ -342,7 +386,7 @@ def _of_type(kind: TypeProto | None) -> Known:
 
 
 def _constant_of(value: Array) -> Constant:
-    kept = value if value.size <= KEPT_ELEMENTS else None
+    kept = value if holds(value.shape) <= KEPT_ELEMENTS else None
     return Constant(shape=value.shape, elem_type=_onnx_type(value), value=kept)
 
 

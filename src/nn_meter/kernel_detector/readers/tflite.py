@@ -19,6 +19,7 @@ from nn_meter.kernel_detector.readers.common import (
     Names,
     blaming,
     check_size,
+    holds,
     input_shapes,
     needed,
     read_bytes,
@@ -32,6 +33,7 @@ Array = npt.NDArray[Any]
 
 _IDENTIFIER = b"TFL3"
 _SHARED = 4  # lists of a file may share its bytes, so many times over
+_MOST_ENTRIES = 500_000  # ops, or tensors; each takes some 2 KB
 _ABSENT = -1  # an optional input that is not given
 _RANDOM = frozenset({"MULTINOMIAL", "RANDOM_STANDARD_NORMAL", "RANDOM_UNIFORM"})
 _CUSTOM = "custom"
@@ -123,6 +125,9 @@ class _Reader:
     def graph(self, shapes: Mapping[str, Sequence[int]]) -> Graph:
         """The model's only subgraph."""
         subgraph = self._subgraph()
+        for count in (subgraph.TensorsLength(), subgraph.OperatorsLength()):
+            if count > _MOST_ENTRIES:
+                raise ModelFileError(f"{self._path}: it has {count} entries: too many to be held")
         names = Names()
         tables = [subgraph.Tensors(place) for place in self._count(subgraph.TensorsLength())]
         tensor_names = [
@@ -327,7 +332,7 @@ class _Reader:
                 f"{self._path}: tensor {shown(name)} should hold {count * kind.itemsize} bytes, "
                 f"but holds {len(held)}"
             )
-        if count > KEPT_ELEMENTS:
+        if holds(shape) > KEPT_ELEMENTS:
             return None
         return np.frombuffer(held, kind).reshape(shape).copy()
 

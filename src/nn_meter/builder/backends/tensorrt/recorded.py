@@ -133,7 +133,7 @@ def _inputs(data: Mapping[str, Any], nodes: list[ExecutedNode]) -> tuple[str, ..
     """
     read = list(dict.fromkeys(tensor for node in nodes for tensor in node.inputs))
     written = {tensor for node in nodes for tensor in node.outputs}
-    free = [tensor for tensor in read if tensor not in written]
+    free = dict.fromkeys(tensor for tensor in read if tensor not in written)
     bindings = [name for name in data.get("Bindings") or [] if name in free]
     return tuple(bindings) if bindings else tuple(free)
 
