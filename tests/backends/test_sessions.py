@@ -34,11 +34,9 @@ from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.backends.openvino.backend import (
     OpenVINOCPUBackend,
     OpenVINOProfiler,
-    OpenVINOVPUBackend,
 )
 from nn_meter.builder.backends.tflite.backend import (
     TFLiteCPUBackend,
-    TFLiteGPUBackend,
     TFLiteProfiler,
 )
 from nn_meter.builder.nn_modules.frameworks import get_framework, layout_of, suffix_of
@@ -421,27 +419,6 @@ def test_profiles_a_file_in_milliseconds(kind, first, tmp_path):
     latency = results.get("latency")
     assert isinstance(latency, Latency)
     assert 0 < latency.avg < 1000
-
-
-@pytest.mark.parametrize(
-    ("backend", "word"),
-    [
-        (OpenVINOVPUBackend({}), "openvino_vpu"),
-        (TFLiteGPUBackend({"TARGET": "host"}), "tflite_gpu"),
-        (TFLiteCPUBackend({"TARGET": "android"}), "android"),
-    ],
-    ids=["openvino_vpu", "tflite_gpu", "tflite_cpu-android"],
-)
-def test_what_comes_later_says_so(backend, word):
-    calls = [
-        backend.test_connection,
-        backend.describe,
-        lambda: backend.open("model", [[4]]),
-        lambda: backend.profile("model", input_shape=[[4]]),
-    ]
-    for call in calls:
-        with pytest.raises(BackendError, match=f"{word} comes with the next release"):
-            call()
 
 
 @pytest.mark.parametrize("configs", [{}, {"TARGET": "phone"}], ids=["missing", "unknown"])

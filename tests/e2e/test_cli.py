@@ -85,17 +85,20 @@ def test_lists(user):
             f"(nn-Meter) [Backend] {name}"
             for name in (
                 *("tflite_cpu", "tflite_gpu", "openvino_vpu"),
-                *("onnxruntime_cpu", "openvino_cpu"),
-                *("ncnn_cpu", "mnn_cpu", "iree_cpu", "debug_backend"),
+                *("onnxruntime_cpu", "onnxruntime_providers", "openvino_cpu", "openvino_gpu"),
+                *("ncnn_cpu", "ncnn_vulkan", "mnn_cpu", "iree_cpu", "debug_backend"),
             )
         ),
     ]
     operators = user.succeed("--list-operators").splitlines()
     assert operators[0] == "(nn-Meter) Supported operators: ('*' indicates customized operators)"
-    assert len(operators) == 1 + 31
+    assert len(operators) == 1 + 38
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
-        *(f"(nn-Meter) [Testcase] {name}" for name in ("MON", "MIN", "MINRELU")),
+        *(
+            f"(nn-Meter) [Testcase] {name}"
+            for name in ("MON", "MIN", "MINRELU", "MONELTWISE", "MINELTWISE")
+        ),
     ]
 
 
@@ -235,8 +238,8 @@ def test_create_for_an_unknown_backend(user):
     ("backend", "platform", "words"),
     [
         ("onnxruntime_gpu", "onnxruntime", "did you mean 'onnxruntime_cpu'?"),
-        ("tflite_gpu", "tflite", "next release"),
-        ("openvino_vpu", "openvino", "next release"),
+        ("openvino_vpu", "openvino", "OpenVINO finds no device NPU here; there is: CPU"),
+        ("openvino_gpu", "openvino", "OpenVINO finds no device GPU here; there is: CPU"),
     ],
 )
 def test_connect_refuses(user, backend, platform, words):

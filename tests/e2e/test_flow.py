@@ -179,7 +179,7 @@ def test_profile(flow):
 def test_every_measured_run_is_in_the_store(flow):
     found = visits(flow["workspace"])
     assert {case: len(numbers) for case, numbers in rounds(found).items()} == dict.fromkeys(
-        flow["rules"], 1 if flow["backend"] == "debug_backend" else 10
+        flow["rules"], 2 if flow["backend"] == "debug_backend" else 10
     )
     if flow["backend"] == "debug_backend":
         assert all(samples is None for *_, samples in found)

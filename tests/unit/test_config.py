@@ -128,7 +128,8 @@ def test_default_pairs_of_the_other_operators_are_those_that_can_be_built():
 
 def test_backend_defaults():
     settings = validate(BackendSettings, {}, "backend_config.yaml")
-    assert settings.as_dict() == {"THREADS": 1, "RUNS": 50, "WARMUPS": 10, "PYTHON": None}
+    numbers = {"THREADS": 1, "RUNS": 50, "WARMUPS": 10}
+    assert settings.as_dict() == {**numbers, "ROUNDS": None, "PYTHON": None}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

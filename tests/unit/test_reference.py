@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nn_meter.reference import compare_outputs, reference_inputs, sample_outputs
+from nn_meter.reference import compare_outputs, reference_inputs, sample_outputs, tolerance_of
 
 SHAPES = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=3), min_size=1, max_size=3)
 
@@ -183,3 +183,20 @@ def test_one_output_does_not_stand_in_for_two():
 def test_transposed_data_is_refused():
     output = numbers(1, 6, 6)
     assert "differs" in check([output.transpose(0, 2, 1)], [output])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed"),
+    [
+        ("float32", 1e-3),
+        ("unknown", 1e-3),
+        ("float16", 1e-2),
+        ("bfloat16", 1e-2),
+        ("float16, float32", 1e-2),
+    ],
+)
+def test_a_device_of_16_bits_may_differ_by_more(dtype, allowed):
+    want = sample_outputs([np.linspace(1, 2, 64)])
+    for share, same in ((0.9, True), (1.1, False)):
+        found = sample_outputs([np.linspace(1, 2, 64) + share * allowed * 2])
+        assert (compare_outputs(found, want, tolerance_of(dtype)) is None) == same

@@ -108,7 +108,10 @@ def home(tmp_path_factory, monkeypatch):
 
 def test_built_ins_come_in_the_guides_order():
     assert [e.name for e in registry.entries("operator")] == OPERATORS
-    assert [e.name for e in registry.entries("testcase")] == ["MON", "MIN", "MINRELU"]
+    assert [e.name for e in registry.entries("testcase")] == [
+        *("MON", "MIN", "MINRELU"),
+        *("MONELTWISE", "MINELTWISE"),
+    ]
     assert [e.name for e in registry.entries("backend")] == [
         "tflite_cpu",
         "tflite_gpu",

@@ -81,6 +81,7 @@ class FakeConnection:
 
     def __init__(self, cores: int = 1) -> None:
         self.cores, self.gated = cores, True
+        self.in_turn = self.averages = False
         self.faults: dict[str, object] = {}
         self.failing: dict[str, dict[str, str]] = {}
         self.calls: list[tuple[str, object]] = []
