@@ -260,7 +260,10 @@ def test_a_worker_that_dies_costs_its_test_case(user, start):
     place = workspace(user, RUNS, **asked, EVIDENCE="formula")  # by its graph it would be decided
     run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 3)
-    (worker,) = workers(user, but=run.process.pid)
+    guard, worker = sorted(
+        workers(user, but=run.process.pid), key=lambda process: process.ppid() != run.process.pid
+    )
+    assert worker.ppid() == guard.pid
     worker.kill()
     assert run.process.wait(timeout=120) == 0, run.printed
 
@@ -292,8 +295,11 @@ def test_two_runs_do_not_write_into_one_workspace(user, start):
     run = start()
     run.wait_for(lambda: run.rounds.get(SECOND, 0) >= 1)
 
+    run.process.send_signal(signal.SIGSTOP)  # so that it holds the workspace for long enough
     line = user.fail(4, "run", "--workspace", "ws")
+    run.process.send_signal(signal.SIGCONT)
 
-    assert f"another run (process {run.process.pid}) is using this workspace" in line
+    said = f"another run (process {run.process.pid}: nn-meter run --workspace ws)"
+    assert f"{said} is using this workspace" in line
     assert run.process.wait(timeout=120) == 0
     assert run.rounds == {SECOND: ROUNDS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from nn_meter.errors import (
     NotInstalledError,
     TimeLimitError,
     WorkerCrashedError,
+    WorkerError,
+    WorkspaceError,
 )
 
 HANDLER = "worker_handlers:Handler"
@@ -156,7 +159,11 @@ def test_a_handler_that_cannot_be_imported():
         ("last_words", {"words": "", "code": 0}, "ended with exit code 0"),
         ("leave", {}, "ended with exit code 1: no more"),
         ("signalled", {"number": int(signal.SIGSEGV)}, "was ended by SIGSEGV"),
-        ("signalled", {"number": int(signal.SIGKILL)}, "was ended by SIGKILL"),
+        (
+            "signalled",
+            {"number": int(signal.SIGKILL)},
+            r"was ended by SIGKILL \(by somebody, or by the system for want of memory\)",
+        ),
         ("signalled", {"number": 40}, "was ended by signal 40"),
         ("segmentation_fault", {}, "was ended by SIGSEGV"),
     ],
@@ -229,16 +236,74 @@ def test_the_time_limit_is_of_one_call(worker, monkeypatch):
     assert worker.call("sleep", seconds=0.3) == "slept"
 
 
-def test_a_daemon_that_holds_the_streams_does_not_hold_us(worker, monkeypatch):
-    monkeypatch.setattr(process, "_LOOK_S", 0.1)
-    daemon = worker.call("start", apart=True)
+ENDINGS = {
+    "stopped": lambda worker: worker.stop(),
+    "hangs": lambda worker: worker.call("hold_the_lock", 1),
+    "crashes": lambda worker: worker.call("signalled", number=int(signal.SIGSEGV)),
+    "ends": lambda worker: worker.call("last_words", words="", code=0),
+    "ends its group": lambda worker: worker.call("end_group"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("how", ["child", "apart", "orphan"])
+def test_nothing_that_was_started_outlives_the_worker(worker, how, ending):
+    """Not even in a session of its own, or when its parent has gone."""
+    started = worker.call("start", apart=how != "child", orphan=how == "orphan")
     try:
-        started = time.monotonic()
-        worker.stop()
-        assert time.monotonic() - started < 30
+        with contextlib.suppress(WorkerError):
+            ENDINGS[ending](worker)
+        assert not worker.running
+        assert gone(started)
         assert worker.call("echo", value=1) == 1
     finally:
-        os.kill(daemon, signal.SIGKILL)
+        if not gone(started, 0.05):
+            os.kill(started, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends it then")
+def test_a_worker_whose_guard_is_killed_goes_with_it(worker):
+    pid = worker.call("state")[0]
+    psutil.Process(pid).parent().kill()
+    assert gone(pid)
+    with pytest.raises(WorkerCrashedError, match="was ended by SIGKILL"):
+        worker.call("echo", value=1)
+    assert worker.call("echo", value=2) == 2
+
+
+def test_temporary_files_go_with_the_worker(worker, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for ending in ("stop", "crash"):
+        file = Path(worker.call("temporary"))
+        assert file.exists()
+        assert file.parent.parent == tmp_path
+        if ending == "stop":
+            worker.stop()
+        else:
+            with pytest.raises(WorkerCrashedError):
+                worker.call("last_words", words="", code=1)
+        assert not list(tmp_path.iterdir())
+
+
+def test_temporary_files_of_a_guard_that_was_killed_go_with_the_next_worker(
+    worker, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    mine = tmp_path / "nn-meter-worker"  # of somebody's, who chose the name by chance
+    mine.mkdir()
+    left = Path(worker.call("temporary"))
+    pid = worker.call("state")[0]
+    with Worker(HANDLER) as other:
+        other.call("echo", value=1)
+        assert left.exists(), "its guard lives"
+        psutil.Process(pid).parent().kill()
+        assert gone(pid)
+        assert left.exists()
+        with Worker(HANDLER) as third:
+            third.call("echo", value=1)
+            assert not left.parent.exists()
+            assert len(list(tmp_path.iterdir())) == 3
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def test_stopping_twice_and_before_the_first_call():
@@ -278,12 +343,13 @@ PARENT = """
     import sys
     from nn_meter.builder.profiling.process import Worker
     worker = Worker("worker_handlers:Handler")
-    print(worker.call("state")[0], worker.call("start"), flush=True)
+    started = worker.call("start", apart=True, orphan=True)
+    print(worker.call("state")[0], started, flush=True)
     worker.call(sys.argv[1], **({"seconds": 1000} if sys.argv[1] == "sleep" else {}))
 """
 
 
-@pytest.mark.parametrize("op", ["sleep", "compute"])
+@pytest.mark.parametrize("op", ["sleep", "compute", "hold_the_lock"])
 def test_nothing_outlives_a_parent_that_is_killed(op):
     parent = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PARENT), op], stdout=subprocess.PIPE, text=True
@@ -294,6 +360,101 @@ def test_nothing_outlives_a_parent_that_is_killed(op):
     parent.communicate()
     assert gone(pid)
     assert gone(child)
+
+
+# --- what a runtime may do to the protocol -------------------------------------------------------
+
+
+def test_what_looks_like_an_answer_is_none(worker):
+    assert worker.call("say_answers") == "the answer"
+    assert worker.call("echo", value="next") == "next"
+
+
+def test_a_copy_of_the_process_answers_nothing(worker):
+    for number in range(3):
+        parent, copy = worker.call("fork")
+        assert parent == worker.call("state")[0]
+        assert gone(copy)
+        assert worker.call("echo", value=number) == number
+
+
+def test_streams_that_an_operation_closed_are_open_again_for_the_next(worker):
+    worker.call("close_streams")
+    assert worker.call("chatter", 60, size=1_000_000) == "done"
+    assert worker.call("read", 60) == ["", ""]
+    with pytest.raises(WorkerCrashedError, match="ended with exit code 3: heard"):
+        worker.call("last_words", words="heard\n", code=3)
+
+
+def test_a_worker_that_closed_everything_is_replaced(worker):
+    with pytest.raises(WorkerCrashedError, match="ended with exit code 1"):
+        worker.call("close_everything")
+    assert worker.call("echo", value=1) == 1
+
+
+def test_threads_that_are_left_behind_keep_nobody(worker):
+    worker.call("leave_threads")
+    with pytest.raises(WorkerCrashedError, match="ended with exit code 1: no more"):
+        worker.call("leave", 60)
+    worker.call("leave_threads")
+    worker.stop()
+    assert worker.call("echo", value=1) == 1
+
+
+@pytest.mark.parametrize(
+    ("op", "words"),
+    [
+        ("interrupt", "KeyboardInterrupt"),
+        ("unspeakable_error", r"UnspeakableError: \(it cannot say what: its str\(\) raises "),
+        ("endless_error", "RuntimeError: x{5000} … x{5000}$"),
+    ],
+)
+def test_whatever_is_raised_is_an_answer(shared, op, words):
+    before = shared.call("state")[0]
+    with pytest.raises(BackendError, match=words):
+        shared.call(op)
+    assert shared.call("state")[0] == before
+
+
+def test_want_of_memory_ends_the_process(worker):
+    with pytest.raises(WorkerCrashedError, match="ended with exit code 1: MemoryError"):
+        worker.call("take_memory", 120)
+    assert worker.call("echo", value=1) == 1
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_full_disk_is_no_fault_of_a_model(shared, tmp_path, ours):
+    path = tmp_path / "model"
+    words = r"No space left on device.*make room on the disk at /.* MB are free\)"
+    with pytest.raises(WorkspaceError, match=words):
+        shared.call("fill_disk", path=str(path), ours=ours)
+
+
+def test_an_answer_that_never_ends_is_cut_off(monkeypatch):
+    monkeypatch.setattr(process, "_LONGEST", 1_000_000)
+    with Worker(HANDLER) as worker:
+        assert worker.call("echo", value="x" * 900_000) == "x" * 900_000
+        with pytest.raises(WorkerCrashedError, match=r"answered what is no answer: b'.*x'"):
+            worker.call("echo", value="x" * 2_000_000)
+        assert worker.call("echo", value=1) == 1
+
+
+def test_what_nests_too_deep_is_no_answer(worker):
+    with pytest.raises(WorkerCrashedError, match="answered what is no answer"):
+        worker.call("nest", depth=100_000)
+    assert worker.call("echo", value=1) == 1
+
+
+def test_a_request_that_nobody_takes_is_limited_in_time(worker):
+    os.kill(worker.call("state")[0], signal.SIGSTOP)
+    with pytest.raises(TimeLimitError):
+        worker.call("echo", 1, value="x" * 10_000_000)
+    assert worker.call("echo", value=1) == 1
+
+
+def test_last_words_that_are_no_text_move_no_cursor(worker):
+    with pytest.raises(WorkerCrashedError, match=r"exit code 1: a \[2Jb\ufffd c$"):
+        worker.call("last_bytes", words=[*b"first\na\x1b[2Jb\xff\x07c"], code=1)
 
 
 # --- another interpreter -------------------------------------------------------------------------
@@ -351,11 +512,14 @@ def test_requests_and_answers_are_lines_of_json():
     """The protocol itself, as another program would speak it."""
     code = "from nn_meter.builder.profiling.worker import main; main('worker_handlers:Handler')"
     exchanged = [
-        ({"op": "echo", "value": [1]}, {"ok": [1]}),
-        ({"op": "fail_foreign"}, {"error": {"type": "", "message": "KeyError: 'conv'"}}),
+        ({"id": 7, "op": "echo", "value": [1]}, {"id": 7, "ok": [1]}),
         (
-            {"op": "fail", "name": "ConfigError", "message": "no"},
-            {"error": {"type": "ConfigError", "message": "no"}},
+            {"id": 8, "op": "fail_foreign"},
+            {"id": 8, "error": {"type": "", "message": "KeyError: 'conv'"}},
+        ),
+        (
+            {"id": 9, "op": "fail", "name": "ConfigError", "message": "no"},
+            {"id": 9, "error": {"type": "ConfigError", "message": "no"}},
         ),
     ]
     child = subprocess.Popen(

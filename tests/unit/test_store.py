@@ -217,22 +217,108 @@ def test_a_round_that_is_interrupted_is_absent_and_the_next_is_written(store, in
 # --- bad files ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"garbage, not a database" * 100, b"SQLite format 3\0" * 300])
-def test_garbage_is_refused_and_left_as_it_is(tmp_path, content):
-    path = tmp_path / "samples.db"
+def sound_store(path, *, rounds: int = 50) -> bytes:
+    """A store with some pages; gives its bytes."""
+    with Store(path) as store:
+        load = store.load(new_campaign(store))
+        for value in range(1, rounds):
+            store.add_round(load, "T", visits(*range(value, value + 50)))
+    return path.read_bytes()
+
+
+def damaged(path, sound: bytes, how: str) -> bytes:
+    """Damage a file in a way; gives its bytes."""
+    if how == "another database":
+        path.unlink()
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE visits (mine)")
+        return path.read_bytes()
+    if how in ("a table is missing", "a column is missing"):
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("DROP TABLE visits")
+            if how == "a column is missing":
+                db.execute("CREATE TABLE visits (round, position, model, hash, samples)")
+            db.commit()
+        return path.read_bytes()
+    content = {
+        "garbage": b"garbage, not a database" * 100,
+        "a header only": b"SQLite format 3\0" * 300,
+        "cut off": sound[: len(sound) // 2 // 4096 * 4096],
+        "cut off in a page": sound[: len(sound) // 2 + 99],
+        "zeros at the end": sound[:16384] + bytes(len(sound) - 16384),
+        "overwritten": sound[:16384] + b"\xab" * (len(sound) - 16384),
+    }[how]
     path.write_bytes(content)
-    with pytest.raises(ResultFileError, match=rf"{path}: the sample store cannot be used.*move it"):
-        Store(path)
-    assert path.read_bytes() == content
+    return content
 
 
-def test_a_newer_version_is_refused(tmp_path):
+DAMAGES = [
+    *("garbage", "a header only", "cut off", "cut off in a page", "zeros at the end"),
+    *("overwritten", "another database", "a table is missing", "a column is missing"),
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_store_is_moved_aside_and_a_new_one_starts(tmp_path, caplog, how):
+    path = tmp_path / "samples.db"
+    content = damaged(path, sound_store(path), how)
+    with Store(path) as store:
+        campaign = new_campaign(store)
+        store.add_round(store.load(campaign), "T", visits(7))
+        assert listed(store.samples(campaign, "T", HASHES)) == {"a": [[7]], "b": [[7]]}
+    aside = tmp_path / "samples.db.damaged"
+    assert aside.read_bytes() == content
+    assert f"{path}: the sample store is damaged: " in caplog.text
+    assert f"it was moved to {aside}" in caplog.text
+
+
+def test_what_was_moved_aside_is_never_replaced(tmp_path):
+    path = tmp_path / "samples.db"
+    for content in (b"first" * 99, b"second" * 99, b"third" * 99):
+        path.write_bytes(content)
+        Store(path).close()
+    kept = [tmp_path / f"samples.db.damaged{number}" for number in ("", "-2", "-3")]
+    assert [path.read_bytes()[:5] for path in kept] == [b"first", b"secon", b"third"]
+
+
+def test_the_log_of_a_damaged_store_goes_with_it(tmp_path):
+    path = tmp_path / "samples.db"
+    path.write_bytes(b"garbage" * 99)
+    path.with_name("samples.db-wal").write_bytes(b"log")
+    Store(path).close()
+    assert (tmp_path / "samples.db.damaged-wal").read_bytes() == b"log"
+    assert not path.with_name("samples.db-wal").exists()
+
+
+def test_an_empty_file_is_a_new_store(tmp_path, caplog):
+    path = tmp_path / "samples.db"
+    path.touch()
+    with Store(path) as store:
+        assert new_campaign(store) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.db"]
+    assert not caplog.text
+
+
+def test_garbage_in_the_log_is_no_damage(tmp_path, caplog):
+    path = tmp_path / "samples.db"
+    sound_store(path)
+    path.with_name("samples.db-wal").write_bytes(b"garbage" * 9999)
+    with Store(path) as store:
+        assert len(store.samples(1, "T", HASHES)["a"]) == 49
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("version", [3, 2**31 - 1, -1])
+def test_another_version_is_refused_and_left_as_it_is(tmp_path, version):
     path = tmp_path / "samples.db"
     Store(path).close()
     with closing(sqlite3.connect(path)) as db:
-        db.execute("PRAGMA user_version = 3")
-    with pytest.raises(ResultFileError, match="has version 3; this nn-Meter knows 2"):
+        db.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(
+        ResultFileError, match=rf"has version {version}; this nn-Meter knows up to 2; use the nn-M"
+    ):
         Store(path)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".db"] == ["samples.db"]
 
 
 # As nn-Meter wrote it before it knew of executed graphs.
@@ -362,22 +448,17 @@ def test_places_of_graphs(store):
         assert read_graph_reference(text) is None
 
 
-def test_a_store_that_is_damaged_inside_is_refused_when_read(tmp_path):
+def test_a_store_that_is_damaged_while_it_is_open_is_refused_when_read(tmp_path):
     path = tmp_path / "samples.db"
-    with Store(path) as store:
-        campaign = new_campaign(store)
-        load = store.load(campaign)
-        for value in range(1, 50):
-            store.add_round(load, "T", visits(*range(value, value + 50)))
-    size = path.stat().st_size
-    with path.open("rb+") as file:
-        file.seek(16384)
-        file.write(b"\xab" * (size - 16384))
+    sound = sound_store(path)
 
     def use() -> None:
         with Store(path) as store:
-            store.samples(campaign, "T", HASHES)
-            store.add_round(load, "T", visits(1))
+            with path.open("rb+") as file:
+                file.seek(16384)
+                file.write(b"\xab" * (len(sound) - 16384))
+            store._db.execute("PRAGMA shrink_memory")  # what it has read is not known any more
+            store.samples(1, "T", HASHES)
 
     with pytest.raises(ResultFileError, match=rf"{path}: the sample store cannot be used"):
         use()
@@ -425,7 +506,7 @@ def test_a_full_disk_is_our_error(store):
     campaign = new_campaign(store)
     load = store.load(campaign)
     store._db.execute("PRAGMA max_page_count = 1")  # SQLite's own way of being full
-    with pytest.raises(ResultFileError, match=r"samples\.db.*is full.*unless the disk is full"):
+    with pytest.raises(ResultFileError, match=r"samples\.db.*is full; make room on the disk at /"):
         store.add_round(load, "T", visits(*range(100000)))
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.add_round(load, "T", visits(7))

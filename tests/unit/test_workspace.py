@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import yaml
@@ -227,7 +230,9 @@ def test_a_workspace_that_another_process_holds_is_refused_by_its_number(workspa
         number = holder.stdout.readline().strip()
         assert number, "it could not take what nobody holds any more"
         with (
-            pytest.raises(WorkspaceError, match=rf"{ws.path}: another run \(process {number}\)"),
+            pytest.raises(
+                WorkspaceError, match=rf"{ws.path}: another run \(process {number}: python\S* -c "
+            ),
             ws.lock(),
         ):
             pass
@@ -240,7 +245,7 @@ def test_a_workspace_that_another_process_holds_is_refused_by_its_number(workspa
         holder.communicate()
 
 
-@pytest.mark.parametrize("said", ["", "soon", None])
+@pytest.mark.parametrize("said", ["", "soon", "0x1 run", "4194305 gone", "9" * 30, None])
 def test_a_holder_that_has_not_said_its_number(workspace, said):
     ws = workspace()
     holder = ws.ruletest_dir / ".lock-holder"
@@ -262,6 +267,43 @@ def test_the_lock_of_one_run_is_taken_more_than_once(workspace):
         pass
     with ws.lock():
         pass
+
+
+LEFT = {
+    "models/.BF_relu_relu_block.123.new/saved_model.pb",
+    "models/.BF_relu_relu_block.onnx.01234567",
+    "models/.info/.BF_relu_relu_block.json.ab_12xyz",
+    "situations/.situations.json.ab_12xyz",
+    "results/.profiled_results.json.ab_12xyz",
+    "results/cpu/.environment.json.ab_12xyz",
+    "converted/cpu/0123456789ab/01234567890123456789/.converted.json.ab_12xyz",
+    "converted/cpu/0123456789ab/01234567890123456789/.mnn-ab_12xyz/model.mnn",
+    "converted/cpu/.openvino-ab_12xyz/model.xml",
+}
+OTHERS = {
+    *("models/.info/BF_relu_relu_block.json", "models/a.b.01234567", "results/.gitignore"),
+    *("results/samples.db", "results/cpu/.profiled_results.json.backup", ".DS_Store"),
+}
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away_and_nothing_else(workspace):
+    ws = workspace()
+    for name in LEFT | OTHERS:
+        path = ws.ruletest_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{")
+    with ws.lock():
+        now = ws.results_dir / ".now.json.ab_12xyz"
+        now.touch()
+        with ws.lock():  # a step of the same run
+            assert now.exists()
+        now.unlink()
+    kept = {
+        path.relative_to(ws.ruletest_dir).as_posix()
+        for path in ws.ruletest_dir.rglob("*")
+        if path.is_file()
+    }
+    assert kept - {".lock", ".lock-holder"} == OTHERS
 
 
 def test_a_workspace_that_cannot_be_locked(workspace):
@@ -298,6 +340,24 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
         write_json(tmp_path / "pipe", {"a": 1})
     assert (tmp_path / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, r"No space left on device: make room on the disk at /.* MB are free\)"),
+        (errno.EDQUOT, "quota exceeded: make room on the disk at /"),
+        (errno.EROFS, r"Read-only file system: make the disk at /.* writable, or use a workspace"),
+        (errno.EACCES, "Permission denied$"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch, number, words):
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", fail)
+    with pytest.raises(WorkspaceError, match=rf"(?i)file.json: cannot be written: .*{words}"):
+        write_json(tmp_path / "file.json", {})
 
 
 @pytest.mark.parametrize("data", [{"a": float("nan")}, {"a": object()}])

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import resource
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +20,13 @@ from nn_meter import errors
 
 class OddConfigError(errors.ConfigError):
     """A class of a user's, derived from one of ours."""
+
+
+class UnspeakableError(Exception):
+    """One whose words cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
 
 
 class Handler:
@@ -61,9 +73,84 @@ class Handler:
         while True:
             pass
 
-    def start(self, apart: bool = False) -> int:
+    def start(self, apart: bool = False, orphan: bool = False) -> int:
         """Start a process, in a session of its own or not, that holds all standard streams."""
-        return subprocess.Popen(["sleep", "1000"], start_new_session=apart).pid
+        if not orphan:
+            return subprocess.Popen(["sleep", "1000"], start_new_session=apart).pid
+        code = (
+            "import subprocess, sys; print(subprocess.Popen(['sleep', '1000'], stdout=sys.stderr, "
+            f"start_new_session={apart}).pid)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+        return int(done.stdout)
+
+    def hold_the_lock(self) -> None:
+        """Hang, so that no thread of Python's runs."""
+        ctypes.PyDLL(None).sleep(1000)
+
+    def end_group(self) -> None:
+        os.killpg(0, signal.SIGKILL)
+
+    def temporary(self) -> str:
+        handle, name = tempfile.mkstemp()
+        os.close(handle)
+        return name
+
+    def say_answers(self) -> str:
+        for line in ('{"id": 1, "ok": 1}\n', '{"id": 2, "ok": 2}\n', '{"ok": 3}\n'):
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            os.write(1, line.encode())
+            subprocess.run(["echo", line], check=True)
+        return "the answer"
+
+    def fork(self) -> list[int]:
+        copy = os.fork()
+        return [os.getpid(), copy]
+
+    def close_streams(self) -> None:
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            stream.close()
+        os.closerange(0, 3)
+
+    def close_everything(self) -> None:
+        os.closerange(0, 1000)
+
+    def leave_threads(self) -> None:
+        for _ in range(3):
+            threading.Thread(target=time.sleep, args=(1000,)).start()
+
+    def interrupt(self) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def unspeakable_error(self) -> NoReturn:
+        raise UnspeakableError
+
+    def endless_error(self) -> NoReturn:
+        raise RuntimeError("x" * 1_000_000)
+
+    def take_memory(self) -> None:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+        taken = []
+        while True:
+            taken.append(bytearray(2**23))
+
+    def fill_disk(self, path: str, ours: bool) -> NoReturn:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        except OSError as exc:
+            if not ours:
+                raise
+            raise errors.ConversionError(f"cannot be converted: {exc}") from exc
+
+    def nest(self, depth: int) -> None:
+        """Write an answer past the one who writes answers: their stream is the first one free."""
+        os.write(100, b"[" * depth + b"]" * depth + b"\n")
+
+    def last_bytes(self, words: list[int], code: int) -> NoReturn:
+        os.write(2, bytes(words))
+        os._exit(code)
 
     def fork_and_die(self) -> None:
         if os.fork():

@@ -9,14 +9,21 @@
       fusion_rule_test/models/           model files; in .info/ what is known of each
       fusion_rule_test/converted/        what backends made of them, by backend and content
       fusion_rule_test/results/          the latest run; a folder per backend; samples.db
+
+What a killed run left half written there has a hidden, temporary name, and is cleared away by the
+next one. A damaged file is moved aside under a name that says so, never deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import re
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -26,7 +33,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nn_meter import registry
+from nn_meter.bounded import parse_json, read_file
 from nn_meter.builder.config import RuletestConfig, read_yaml
+from nn_meter.builder.disk import reason_of
 from nn_meter.errors import ConfigError, ResultFileError, WorkspaceError
 
 __all__ = [
@@ -35,14 +44,18 @@ __all__ = [
     "builder_config",
     "create_workspace",
     "make_folder",
+    "move_aside",
     "open_workspace",
     "read_json",
     "write_json",
 ]
 
+log = logging.getLogger(__name__)
+
 _VERSION = 1
 _MARK = "workspace.json"
 _MODEL_DIR = "MODEL_DIR"
+_MOST_JSON_BYTES = 2**26
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -62,7 +75,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as exc:
-        raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+        raise WorkspaceError(f"{path}: cannot be written: {reason_of(exc, path)}") from exc
     os.close(handle)
     temporary = Path(name)
     try:
@@ -72,7 +85,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as exc:
-        raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+        raise WorkspaceError(f"{path}: cannot be written: {reason_of(exc, path)}") from exc
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,7 +99,30 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise WorkspaceError(f"{path}: cannot be made a folder: {exc.strerror or exc}") from exc
+        reason = reason_of(exc, path)
+        raise WorkspaceError(f"{path}: cannot be made a folder: {reason}") from exc
+
+
+def move_aside(path: Path, *, with_suffixes: Collection[str] = ()) -> Path:
+    """Rename a damaged file to ``<name>.damaged``, or ``<name>.damaged-2`` and so on.
+
+    Args:
+        path: The file.
+        with_suffixes: What the names of files that belong to it end with, beyond its own.
+
+    Returns:
+        Its new path. No file that is there already is replaced.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    names = (f"{path.name}.damaged{number}" for number in ("", *map("-{}".format, range(2, 1000))))
+    aside = next(found for name in names if not (found := path.with_name(name)).exists())
+    path.rename(aside)
+    for suffix in with_suffixes:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    return aside
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -111,18 +147,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ResultFileError: It is missing, damaged, or holds something else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        data = parse_json(read_file(path, _MOST_JSON_BYTES).decode("utf-8"))
     except FileNotFoundError as exc:
         raise ResultFileError(f"{path}: there is no such file of {what}") from exc
-    except (OSError, ValueError, RecursionError) as exc:
-        raise ResultFileError(f"{path}: is no valid JSON file of {what}: {exc}") from exc
+    except (OSError, ValueError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise ResultFileError(f"{path}: is no valid JSON file of {what}: {why}") from exc
     if not isinstance(data, dict):
         raise ResultFileError(f"{path}: should hold an object of {what}")
     return data
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 # --- a workspace ---------------------------------------------------------------------------------
@@ -215,14 +248,16 @@ class Workspace:
             lock.acquire()
         except Timeout as exc:
             raise WorkspaceError(
-                f"{self.path}: another run{_number(holder)} is using this workspace; wait for it, "
+                f"{self.path}: another run{_told(holder)} is using this workspace; wait for it, "
                 "or use another workspace"
             ) from exc
         except OSError as exc:
-            raise WorkspaceError(f"{path}: cannot be written: {exc.strerror or exc}") from exc
+            raise WorkspaceError(f"{path}: cannot be written: {reason_of(exc, path)}") from exc
         try:
-            with contextlib.suppress(OSError):
-                holder.write_text(str(os.getpid()), encoding="utf-8")
+            if lock.lock_counter == 1:  # not for a step of a run that holds it already
+                with contextlib.suppress(OSError):
+                    holder.write_text(f"{os.getpid()} {_command()}", encoding="utf-8")
+                _clear_away(self.ruletest_dir)
             yield
         finally:
             lock.release()
@@ -232,13 +267,61 @@ class Workspace:
         return {**self.ruletest.as_dict(), _MODEL_DIR: str(self.ruletest_dir)}
 
 
-def _number(holder: Path) -> str:
+def _command() -> str:
+    """How this process was started, as far as a message needs it."""
+    known = sys.argv if sys.argv and not sys.argv[0].startswith("-") else sys.orig_argv
+    first, *rest = known or [""]
+    return shlex.join([Path(first).name, *rest])[:200]
+
+
+def _told(holder: Path) -> str:
     """Which process holds a workspace; nothing while it has not said so yet."""
     try:
-        number = holder.read_text(encoding="utf-8")
+        number, _, command = holder.read_text(encoding="utf-8").partition(" ")
     except (OSError, ValueError):
         return ""
-    return f" (process {number})" if number.isdigit() else ""
+    if not (number.isdecimal() and _lives(int(number))):
+        return ""
+    words = "".join(c for c in command if c.isprintable()).strip()
+    return f" (process {number}: {words})" if words else f" (process {number})"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+_PLACES = ("*", "*/.info", "results/*", "results/*/*", *("converted" + "/*" * n for n in (1, 2, 3)))
+"""Folders of ``fusion_rule_test/`` in which something is written under a temporary name first."""
+
+_TEMPORARY = re.compile(
+    r"\..+\.[0-9a-z_]{8}"  # of atomic_write, and of a model that is put at another path
+    r"|\..+\.\d+\.new"  # of a model that its framework saves
+    r"|\.(openvino|iree|mnn)-[0-9a-z_]{8}"  # of a conversion
+)
+
+
+def _clear_away(folder: Path) -> None:
+    """Remove what runs that were killed left half written; to be called with the lock held."""
+    left = [
+        path
+        for place in _PLACES
+        for path in folder.glob(f"{place}/.*")
+        if _TEMPORARY.fullmatch(path.name)
+    ]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    if left:
+        log.info("%s: %d temporary files of a run that was killed are removed", folder, len(left))
 
 
 def create_workspace(

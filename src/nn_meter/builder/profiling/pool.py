@@ -25,22 +25,19 @@ def spread(
     carry_out: Callable[[C, T], R],
     done: Callable[[int, K, R], None],
     most: int | None = None,
-) -> dict[K, R]:
+) -> None:
     """Carry out tasks on all cores.
 
     Args:
         tasks: By a name of their own.
         opened: Opens what a core works with, a worker process; closed when all is done.
         carry_out: Carries out a task with it. What it raises ends everything.
-        done: Told of each task that ended: how many have, its name, and what it gave.
+        done: Told of each task that ended: how many have, its name, and what it gave, which is
+            kept nowhere else: there may be more of it than fits into memory.
         most: How many to open at the most; default: one for each core.
-
-    Returns:
-        What each task gave.
     """
-    found: dict[K, R] = {}
     if not tasks:
-        return found
+        return
     local = threading.local()
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(min(len(tasks), most or os.cpu_count() or 1)))
@@ -53,10 +50,7 @@ def spread(
         futures = {pool.submit(run, task): name for name, task in tasks.items()}
         try:
             for number, future in enumerate(as_completed(futures), start=1):
-                name = futures[future]
-                found[name] = future.result()
-                done(number, name, found[name])
+                done(number, futures.pop(future), future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from nn_meter.builder.profiling.worker import main
 main(handler)
 """
 _TAIL = 4000
+_LONGEST = 256 * 2**20  # bytes of an answer
 _EXIT_S = 5.0
 _LOOK_S = 1.0
 
@@ -69,6 +71,7 @@ class Worker:
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._tail: collections.deque[bytes] = collections.deque()
         self._answered = False
+        self._asked = 0
         self._readers: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -111,7 +114,10 @@ class Worker:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(OSError):
+        process.terminate()  # its guard ends all that there is
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_EXIT_S)
+        with contextlib.suppress(OSError):  # what is no guard, or no Python at all
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_EXIT_S)
@@ -156,13 +162,13 @@ class Worker:
     def _ask(self, op: str, timeout_s: float | None, arguments: dict[str, Any]) -> Any:
         process = self._process
         assert process is not None
-        assert process.stdin is not None
-        line = json.dumps({"op": op, **arguments}) + "\n"
+        self._asked += 1
+        line = json.dumps({"id": self._asked, "op": op, **arguments}) + "\n"
+        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         try:
-            process.stdin.write(line.encode())
-            process.stdin.flush()
-            answer = self._answer(process, timeout_s)
-        except OSError:
+            _write(process, line.encode(), end_s)
+            answer = self._answer(process, end_s)
+        except (OSError, ValueError):  # it is gone; another thread may have closed the stream
             raise self._crashed(process) from None
         except queue.Empty:
             self.stop()
@@ -177,9 +183,9 @@ class Worker:
             raise self._crashed(process)
         try:
             data = json.loads(answer)
-        except ValueError:
+        except (ValueError, RecursionError):
             data = None
-        if not isinstance(data, dict):
+        if not isinstance(data, dict) or data.get("id") != self._asked:
             self.stop()
             raise WorkerCrashedError(
                 f"{self._what} answered what is no answer: {answer[:200]!r}{self._doubt()}"
@@ -189,9 +195,8 @@ class Worker:
             raise decode_error(data["error"])
         return data["ok"]
 
-    def _answer(self, process: subprocess.Popen[bytes], timeout_s: float | None) -> bytes | None:
+    def _answer(self, process: subprocess.Popen[bytes], end_s: float) -> bytes | None:
         """Wait for a line; None: there will be none. Raises ``queue.Empty`` when the time is up."""
-        end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = max(0.0, end_s - time.monotonic())
             try:
@@ -215,10 +220,12 @@ class Worker:
         elif code < 0:
             names = {int(number): number.name for number in signal.Signals}
             how = f"was ended by {names.get(-code, f'signal {-code}')}"
+            if -code == signal.SIGKILL:
+                how += " (by somebody, or by the system for want of memory)"
         else:
             how = f"ended with exit code {code}"
         words = b"".join(self._tail).rpartition(NEW_CALL)[2].decode(errors="replace").strip()
-        last = f": {words.splitlines()[-1]}" if words else ""
+        last = f": {_printable(words.splitlines()[-1])}" if words else ""
         return WorkerCrashedError(f"{self._what} {how}{last}{self._doubt()}")
 
     def _doubt(self) -> str:
@@ -231,11 +238,36 @@ class Worker:
         )
 
 
+def _write(process: subprocess.Popen[bytes], line: bytes, end_s: float) -> None:
+    """Write a request; raises ``queue.Empty`` if it is not taken in time."""
+    assert process.stdin is not None
+    descriptor = process.stdin.fileno()
+    os.set_blocking(descriptor, False)
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    left = memoryview(line)
+    while left:
+        wait_s = min(max(0.0, end_s - time.monotonic()), _LOOK_S)
+        if poll.poll(math.ceil(wait_s * 1000)):
+            left = left[os.write(descriptor, left) :]
+        elif process.poll() is not None:  # but something that it forked holds the stream
+            raise BrokenPipeError
+        elif time.monotonic() >= end_s:
+            raise queue.Empty
+
+
 def _read_lines(stream: IO[bytes], answers: queue.SimpleQueue[bytes | None]) -> None:
     with stream, contextlib.suppress(OSError, ValueError):
-        for line in stream:
+        while line := stream.readline(_LONGEST):
             answers.put(line)
+            if len(line) == _LONGEST:
+                break  # no answer is that long; whoever writes on finds nobody who reads
     answers.put(None)
+
+
+def _printable(words: str) -> str:
+    """A runtime's words without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else " " for c in words).strip()
 
 
 def _keep_tail(stream: IO[bytes], tail: collections.deque[bytes]) -> None:

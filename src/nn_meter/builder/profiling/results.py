@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import operator
 import re
 from collections.abc import Mapping
@@ -11,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from nn_meter.builder.backends.base import Environment
-from nn_meter.builder.workspace import Workspace, atomic_write, read_json, write_json
+from nn_meter.builder.disk import reason_of
+from nn_meter.builder.workspace import (
+    Workspace,
+    atomic_write,
+    move_aside,
+    read_json,
+    write_json,
+)
 from nn_meter.errors import ConfigError, NNMeterError, ResultFileError
 from nn_meter.latency import measured_latency
 
@@ -31,6 +39,8 @@ TestCases = dict[str, dict[str, dict[str, Any]]]
 """Test case -> model -> ``{"model", "shapes", "latency"}``, as the guide prints it."""
 
 ENVIRONMENT_FILE = "environment.json"
+
+_MOST_ELEMENTS = 2**40
 
 _TAKEN = (
     "origin_testcases.json",
@@ -180,13 +190,17 @@ def _check_path(path: Any, key: str) -> None:
 
 def _read_error(error: Any) -> dict[str, str]:
     if not isinstance(error, Mapping):
-        raise ResultFileError(f'"error" should be a dict of kind and reason, but found {error!r}')
+        raise ResultFileError(
+            f'"error" should be a dict of kind and reason, but found {error!r:.200}'
+        )
     return {key: str(error.get(key, "")) for key in ("kind", "reason")}
 
 
 def _read_shapes(shapes: Any) -> list[list[int]]:
     if not isinstance(shapes, list | tuple) or not shapes:
-        raise ResultFileError(f'"shapes" should be a list of lists of sizes, but found {shapes!r}')
+        raise ResultFileError(
+            f'"shapes" should be a list of lists of sizes, but found {shapes!r:.200}'
+        )
     return [_read_shape(shape) for shape in shapes]
 
 
@@ -196,7 +210,11 @@ def _read_shape(shape: Any) -> list[int]:
     except TypeError:
         sizes = []
     if not sizes or min(sizes) < 1:
-        raise ResultFileError(f'"shapes" should be a list of lists of sizes, but holds {shape!r}')
+        raise ResultFileError(
+            f'"shapes" should be a list of lists of sizes, but holds {shape!r:.200}'
+        )
+    if math.prod(sizes) > _MOST_ELEMENTS:
+        raise ResultFileError(f'"shapes" holds {shape!r:.200}, which no memory does')
     return sizes
 
 
@@ -235,7 +253,7 @@ def _move_results(source: Path, target: Path) -> None:
         for file in sorted(source.glob("*.json"), key=lambda file: file.name == ENVIRONMENT_FILE):
             file.replace(target / file.name)
     except OSError as exc:
-        raise ResultFileError(f"{target}: cannot be written: {exc.strerror or exc}") from exc
+        raise ResultFileError(f"{target}: cannot be written: {reason_of(exc, target)}") from exc
 
 
 def read_view(path: Path, what: str) -> dict[str, Any]:
@@ -252,11 +270,10 @@ def read_view(path: Path, what: str) -> dict[str, Any]:
     try:
         return read_json(path, what)
     except ResultFileError as exc:
-        aside = path.with_name(f"{path.name}.damaged")
         try:
-            path.replace(aside)
+            aside = move_aside(path)
         except OSError as error:
-            raise ResultFileError(f"{exc}; and it cannot be moved to {aside}: {error}") from exc
+            raise ResultFileError(f"{exc}; and it cannot be moved aside: {error}") from exc
         log.warning("%s; it was moved to %s and is made again", exc, aside)
         return {}
 
@@ -288,7 +305,9 @@ def write_errors(workspace: Workspace, lines: list[str]) -> Path:
         path.unlink(missing_ok=True)
         return path
     with atomic_write(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # a runtime's words may have lines of their own, or be no text
+        text = "".join(" ".join(line.split()) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return path
 
 

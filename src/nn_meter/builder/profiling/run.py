@@ -116,6 +116,7 @@ class ProfileRun:
     ) -> None:
         cases: dict[str, list[Model]] = {}
         todo: dict[str, list[Model]] = {}
+        shared: dict[str, Sequence[dict[str, Any]] | None] = {}
         for name, case in self.testcases.items():
             given = {
                 model
@@ -129,6 +130,10 @@ class ProfileRun:
                 self._check_converted(name, models)
             else:
                 models = [replace(model, converted=None) for model in models]
+            models = [  # equal models share what is known of them: there may be 40,000
+                replace(m, reference=shared.setdefault(m.hash, m.reference) or m.reference)
+                for m in models
+            ]
             for model in models:  # what an earlier run found, elsewhere maybe, is not this one's
                 for found in ("latency", "error", "graph"):
                     case[model.name].pop(found, None)

@@ -1,18 +1,21 @@
 """Raw samples and environments in SQLite: the one place that nothing measured is lost from.
 
-A round is one transaction, so killing the process loses at most the round under way. Samples are
+A round is one transaction, so killing the process loses at most the round under way. A file that is
+no sound database of ours is moved aside when it is opened, and a new one starts. Samples are
 kept by test case, model, content of the model file, environment and load; asking for them by the
 content's hash means that a model that changed is measured anew, and one that did not, not.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +25,8 @@ import numpy as np
 
 from nn_meter.builder.backends.base import Environment, Samples
 from nn_meter.builder.backends.executed import ExecutedGraph
+from nn_meter.builder.disk import check_room, full_disk, read_only_disk, reason_of
+from nn_meter.builder.workspace import move_aside
 from nn_meter.errors import ResultFileError
 
 __all__ = [
@@ -34,6 +39,8 @@ __all__ = [
     "read_graph_reference",
 ]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _GATE = "gate"
@@ -42,8 +49,12 @@ _GATE = "gate"
 _NOTES = "notes"
 """Stands for a model in the rounds of trials; its metrics are the notes."""
 
+_MOST_VALUE_BYTES = 2**27
+
+_BEGIN = b"SQLite format 3\0"
 _VERSION = 2
-# since version 2; a graph that could not be read has the reason instead of data
+_WITH_GRAPHS = 2  # the version since which
+# there are graphs; one that could not be read has the reason instead of data
 _GRAPHS = """\
 CREATE TABLE graphs (
     environment INTEGER NOT NULL REFERENCES environments, hash TEXT NOT NULL, data TEXT,
@@ -133,47 +144,95 @@ class StoredTrial:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
+class _DamagedError(Exception):
+    """A file is no sound sample store. Never leaves this module."""
+
+
 class Store:
     """An open ``samples.db``.
 
     Args:
-        path: The file; made if it is missing.
+        path: The file; made if it is missing. A damaged one is moved aside, which the log says.
 
     Raises:
-        ResultFileError: It is damaged, of a newer version, or cannot be opened.
+        ResultFileError: It is of a newer version, or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30, isolation_level=None)
             try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
-        except (sqlite3.Error, OSError) as exc:
+                self._open()
+            except _DamagedError as exc:
+                aside = move_aside(path, with_suffixes=("-wal", "-shm"))
+                log.warning(
+                    "%s: the sample store is damaged: %s; it was moved to %s, and a new one starts "
+                    "here: what it knew is measured again",
+                    *(path, exc, aside),
+                )
+                self._open()
+        except (sqlite3.Error, OSError, _DamagedError) as exc:
             raise self._unusable(exc) from exc
 
+    def _open(self) -> None:
+        if self._path.is_file():
+            with self._path.open("rb") as file:
+                begin = file.read(len(_BEGIN))
+            if begin and begin != _BEGIN:  # SQLite would delete a log that lies beside it
+                raise _DamagedError("it does not begin as a database")
+        self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+        try:
+            self._prepare()
+        except BaseException:
+            self._db.close()
+            raise
+
     def _prepare(self) -> None:
-        self._rows("PRAGMA journal_mode = WAL")
-        self._rows("PRAGMA synchronous = NORMAL")
-        self._rows("PRAGMA foreign_keys = ON")
-        with self._transaction():
-            ((version,),) = self._rows("PRAGMA user_version")
+        """Find the file sound, and of this version, or make it so."""
+        execute = self._db.execute
+        try:
+            self._check()
+            execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA synchronous = NORMAL")
+            execute("PRAGMA foreign_keys = ON")
+            execute("BEGIN IMMEDIATE")
+            version = self._version()  # another process may have been quicker
             if version == 0:
                 for statement in _SCHEMA.split(";"):
-                    self._rows(statement)
-                self._rows(f"PRAGMA user_version = {_VERSION}")
+                    execute(statement)
             elif version == 1:
-                self._rows(_GRAPHS.rstrip().rstrip(";"))
-                self._rows(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
-                raise ResultFileError(
-                    f"{self._path}: the sample store has version {version}; this nn-Meter knows "
-                    f"{_VERSION}; move it away to start a new one"
-                )
+                execute(_GRAPHS.rstrip().rstrip(";"))
+            if version != _VERSION:
+                execute(f"PRAGMA user_version = {_VERSION}")
+            execute("COMMIT")
+        except sqlite3.DatabaseError as exc:
+            if _code(exc) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise _DamagedError(str(exc)) from exc
+            raise
+        except UnicodeDecodeError as exc:
+            raise _DamagedError(f"it holds what is no text: {exc.reason}") from exc
+
+    def _check(self) -> None:
+        """Look at the file, and change nothing."""
+        _refuse_programs(self._db)
+        found = self._db.execute("PRAGMA quick_check(1)").fetchall()
+        if found != [("ok",)]:
+            raise _DamagedError(" ".join(str(found[0][0]).split()))
+        version = self._version()
+        if not 0 <= version <= _VERSION:
+            raise ResultFileError(
+                f"{self._path}: the sample store has version {version}; this nn-Meter knows up to "
+                f"{_VERSION}; use the nn-Meter that made it, or move it away to start a new one"
+            )
+        columns = _columns(self._db)
+        sound = not columns if version == 0 else columns >= _known_columns(version)
+        if not sound:
+            raise _DamagedError(f"its tables are not those of version {version}")
+
+    def _version(self) -> int:
+        ((version,),) = self._db.execute("PRAGMA user_version")
+        return int(version)
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +338,12 @@ class Store:
     def add_failure(
         self, campaign: int, testcase: str, model: str, digest: str, failure: Failure
     ) -> None:
-        """Write down why a model has no latency."""
+        """Write down why a model has no latency.
+
+        Raises:
+            WorkspaceError: The disk is full: nobody knows whether it is the model's fault.
+        """
+        check_room(self._path)
         self._insert(
             "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?)",
             *(campaign, testcase, model, digest, failure.kind, failure.reason),
@@ -309,7 +373,12 @@ class Store:
             graph: The executed graph.
             outputs: A digest of what the model computes on the reference inputs, if it is known.
             reader: The version of the code that read it.
+
+        Raises:
+            WorkspaceError: It is a failure, and the disk is full.
         """
+        if isinstance(graph, Failure):
+            check_room(self._path)
         found: tuple[str | None, str | None, str | None] = (
             (None, graph.kind, graph.reason)
             if isinstance(graph, Failure)
@@ -368,10 +437,18 @@ class Store:
             raise self._unusable(exc) from exc
 
     def _unusable(self, exc: Exception) -> ResultFileError:
-        return ResultFileError(
-            f"{self._path}: the sample store cannot be used: {exc}; unless the disk is full or "
-            "read-only, move it away to start a new one"
-        )
+        code = _code(exc)
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            advice = full_disk(self._path)
+        elif code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+            advice = f"it has to be a file that may be written; {read_only_disk(self._path)}"
+        elif code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            advice = "another program has it open; wait for it"
+        elif isinstance(exc, OSError):
+            advice = reason_of(exc, self._path)
+        else:
+            advice = "move it away to start a new one"
+        return ResultFileError(f"{self._path}: the sample store cannot be used: {exc}; {advice}")
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -510,6 +587,45 @@ class Store:
         ((backend, data, key, number),) = rows
         return Provenance(
             backend=backend, environment=self._read(_mapping, data), key=key, number=number
+        )
+
+
+def _code(exc: Exception) -> int:
+    """SQLite's primary error code; 0: it is none of SQLite's."""
+    return int(getattr(exc, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def _refuse_programs(db: sqlite3.Connection) -> None:
+    """Refuse what no store of ours has, and what runs when it is used: it may never end.
+
+    Raises:
+        _DamagedError: There is a view, a trigger or a virtual table.
+    """
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_VALUE_BYTES)
+    db.execute("PRAGMA trusted_schema = OFF")
+    for (name,) in db.execute(
+        "SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index') "
+        "OR sql LIKE 'CREATE VIRTUAL%'"
+    ):
+        raise _DamagedError(f"it has {name!r:.80}, which is no table")
+
+
+def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Tables and their columns."""
+    return set(
+        db.execute(
+            "SELECT tables.name, columns.name FROM sqlite_master AS tables "
+            "JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table'"
+        )
+    )
+
+
+@functools.cache
+def _known_columns(version: int) -> frozenset[tuple[str, str]]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(_SCHEMA)
+        return frozenset(
+            column for column in _columns(db) if column[0] != "graphs" or version >= _WITH_GRAPHS
         )
 
 
