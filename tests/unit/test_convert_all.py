@@ -77,9 +77,8 @@ class Process:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch) -> Callable[..., Any]:
+def run(tmp_path) -> Callable[..., Any]:
     """Convert files by their text; gives what came out by name, the calls and the progress."""
-    monkeypatch.setattr(convert, "_BATCH", 3)
     workspace = SimpleNamespace(converted_dir=tmp_path / "converted")
 
     def _run(texts: Mapping[str, str], breaking=None, backend=None):
@@ -94,6 +93,7 @@ def run(tmp_path, monkeypatch) -> Callable[..., Any]:
             name="takes",
             environment=SimpleNamespace(key="here"),
             converts_many=BackendJobs(backend).describe()["converts_many"],
+            batch=lambda models: 3,
             workers=lambda tasks, few: {"opened": lambda: nullcontext(process), "most": 1},
         )
         told: list[tuple[int, int]] = []
