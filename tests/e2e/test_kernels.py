@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -146,6 +147,35 @@ def test_what_is_no_file_is_not_replaced(user, option):
     assert done.code not in (0, 1)
     assert "no ordinary file" in done.err
     assert pipe.is_fifo()
+
+
+CRASHING = """
+import os
+import signal
+
+from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
+
+
+class Crashing(OnnxRuntimeCPUBackend):
+    def traced_graph(self, converted_model, feeds):
+        os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+def test_a_runtime_that_crashes_on_a_model_takes_nothing_with_it(user):
+    package = user.folder / "crashing"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "backend.py").write_text(CRASHING)
+    meta = {"builtin_name": "crashing", "package_location": str(package)}
+    meta |= {"class_module": "backend", "class_name": "Crashing"}
+    (user.folder / "meta.yaml").write_text(yaml.safe_dump(meta))
+    user.succeed("register", "--backend", "meta.yaml")
+    asked = ("kernels", light("squeezenet"), "--rules", "onnxruntime-1.31")
+    found = user.nn_meter(*asked, "--check", "crashing", "--json", "k.json")
+    assert found.code > 0
+    assert "crashing was ended by SIGSEGV" in found.err
+    assert not (user.folder / "k.json").exists()
 
 
 # --- what kernels cost ---------------------------------------------------------------------------

@@ -128,7 +128,7 @@ def kernels(
     if backend is not None and suggest_file is not None:
         found = _suggested(found, model, given, backend, against, suggest_file)
     elif backend is not None:
-        found = _checked(found, detector, model, given, backend)
+        found = _checked(found, detector, model, given, backend, time_limit)
     if profile_backend is not None:
         found = _profiled(found, model, given, profile_backend, budget_s, time_limit)
     if html_file is not None:
@@ -198,6 +198,7 @@ def _checked(
     model: Path,
     shapes: Mapping[str, Sequence[int]],
     name: str,
+    time_limit_s: float,
 ) -> _Found:
     """Ask a backend what it executes."""
     from dataclasses import replace
@@ -208,7 +209,9 @@ def _checked(
     with _workspace_for(name) as workspace:
         backend = connect_backend(name, workspace)
         warn_of_another_runtime(detector.rules, backend)
-        checked = check(model, found.graph, found.kernels, backend, shapes=shapes)
+        checked = check(
+            model, found.graph, found.kernels, backend, shapes=shapes, time_limit_s=time_limit_s
+        )
     return replace(found, check=checked, backend=name)
 
 

@@ -184,7 +184,7 @@ def suggest(
         NNMeterError: A model cannot be read, the backend does not tell what it executes, …
     """
     from nn_meter.cli import steps
-    from nn_meter.kernel_detector.check import executed_together, warn_of_another_runtime
+    from nn_meter.kernel_detector.check import told_apart, warn_of_another_runtime
     from nn_meter.kernel_detector.rule_source import load_rules
     from nn_meter.kernel_detector.suggest import Asker, Known, cut, learn
 
@@ -198,7 +198,7 @@ def suggest(
         models: dict[Path, Known] = {}
         for path, read in {model: graph, **graphs}.items():
             own = {name: shape for name, shape in shapes.items() if name in read.inputs}
-            truth = executed_together(path, read, connected, own)
+            truth = told_apart(path, read, connected, own)
             models[path] = Known(graph=read, truth=truth)
             progress("check", len(models), 1 + len(graphs), path.name)
         start = time.monotonic()

@@ -1,7 +1,8 @@
 """How right kernels are: held against what a runtime executes of the whole model.
 
 ``prepare`` writes a copy of the model by which the runtime's work can be traced, ``claims`` reads
-what each executed node covers, ``truth`` holds that against the executed graph, ``score`` compares.
+what each executed node covers, ``truth`` holds that against the executed graph, ``apart`` has it
+done in a process of its own, ``score`` compares.
 No part of it names a runtime: what a backend can tell decides how it is asked. One that lets its
 tensors be looked at (``TracesGraph``) is read by values, any other by the sources of its nodes.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from nn_meter.builder.backends.base import Describes
 from nn_meter.fusion_rules.rules import RuleSet
+from nn_meter.kernel_detector.check.apart import told_apart
 from nn_meter.kernel_detector.check.score import Check, Difference, score
 from nn_meter.kernel_detector.check.truth import TracesGraph, Truth, executed_together
 from nn_meter.kernel_detector.graph import Graph
@@ -28,6 +30,7 @@ __all__ = [
     "check",
     "executed_together",
     "score",
+    "told_apart",
     "warn_of_another_runtime",
 ]
 
@@ -40,10 +43,12 @@ def check(
     kernels: Iterable[Kernel],
     backend: Any,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    *,
+    time_limit_s: float | None = None,
 ) -> Check:
     """Hold kernels against what a runtime executes.
 
-    The model is loaded in this process.
+    The runtime of a connected backend loads the model in a process of its own.
 
     Args:
         model_path: The model.
@@ -51,14 +56,16 @@ def check(
         kernels: What rules made of that.
         backend: A backend, connected.
         shapes: Shapes of inputs, batch included, where they are others than the graph's.
+        time_limit_s: After which the runtime is given up; None: no limit.
 
     Returns:
         What is right and what differs.
 
     Raises:
-        BackendError: The backend does not tell what it executes, or refuses the model.
+        BackendError: The backend does not tell what it executes, refuses the model, or crashes.
     """
-    return score(graph, kernels, executed_together(Path(model_path), graph, backend, shapes))
+    truth = told_apart(Path(model_path), graph, backend, shapes, time_limit_s=time_limit_s)
+    return score(graph, kernels, truth)
 
 
 def warn_of_another_runtime(rules: RuleSet, backend: Any) -> bool:
