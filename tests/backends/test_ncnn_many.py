@@ -63,7 +63,7 @@ def test_together_models_become_what_they_become_alone(backend, tmp_path, monkey
     assert len(models) == 40
     runs = count_runs(monkeypatch)
     together = backend.executed_graphs([(str(path), s) for path, s in models], str(tmp_path))
-    assert len(runs) < 5
+    assert len(runs) < 10  # constants that are added cannot be told apart in one run
     with ThreadPoolExecutor(2) as pool:
         single = list(pool.map(lambda model: alone(backend, *model, tmp_path), models))
     for (path, _), found, wanted in zip(models, together, single, strict=True):
@@ -231,7 +231,9 @@ def test_files_made_in_one_go_are_those_made_one_by_one(backend, tmp_path, monke
     models[7:7] = others(tmp_path)  # those that are refused stand between others
     runs = count_runs(monkeypatch)
     together = backend.convert_models(models, folders(tmp_path / "together", len(models)))
-    assert runs == [len(models) - 1]
+    assert runs[0] == len(models) - 1
+    assert set(runs[1:]) <= {1}, "in one run or alone"
+    assert len(runs) <= 3  # constants that are added cannot be told apart in one run
     single = one_by_one(backend, models, tmp_path / "single")
     assert sum(isinstance(found, str) for found in single) > 30
     assert {

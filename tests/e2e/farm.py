@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -138,7 +139,7 @@ class Farm:
         self.workers: list[Process] = []
         self.file = folder / "scheduler.json"
         self.scheduler = self._start_scheduler(0)
-        self.address: str = json.loads(self.file.read_text())["address"]
+        self.address: str = self._written()["address"]
 
     def _start_scheduler(self, port: int) -> Process:
         scheduler = Process(
@@ -150,8 +151,16 @@ class Farm:
             self.environment,
         )
         scheduler.wait_for("Scheduler at:")
-        wait_until(self.file.exists)
+        wait_until(lambda: bool(self._written()))
         return scheduler
+
+    def _written(self) -> dict[str, Any]:
+        """What the scheduler has written of itself; empty: it has not, or is about to."""
+        try:
+            found: dict[str, Any] = json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def restart_scheduler(self) -> None:
         """Another scheduler at the same address."""

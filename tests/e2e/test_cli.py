@@ -270,7 +270,8 @@ def test_where_tflite_runs_is_never_guessed(user):
         assert "android" in line
     edit(user.folder / "ws", "backend_config.yaml", TARGET="android")
     for arguments in (["connect", "--backend", "tflite_cpu"], ["run"]):
-        assert "next release" in user.fail(7, *arguments, "--workspace", "ws")
+        line = user.fail(3, *arguments, "--workspace", "ws")
+        assert f"{file}: REMOTE_MODEL_DIR" in line
     assert not (user.folder / "ws" / "fusion_rule_test").exists()
 
 
@@ -581,7 +582,6 @@ def test_detect_takes_a_file_of_ones_own(small):
         ("fusion_rule_test/converted", 4),
         ("fusion_rule_test/results", 4),
         ("fusion_rule_test/results/onnxruntime_cpu", 4),
-        ("fusion_rule_test/results/samples.db", 9),
     ],
 )
 def test_a_file_in_place_of_a_folder(small, in_the_way, code):
@@ -593,6 +593,16 @@ def test_a_file_in_place_of_a_folder(small, in_the_way, code):
     assert path.read_text() == "mine"
     path.unlink()
     small.succeed("run", "--workspace", "ws")
+
+
+def test_a_file_in_place_of_the_store_is_moved_aside(small):
+    path = small.folder / "ws" / "fusion_rule_test" / "results" / "samples.db"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    done = small.nn_meter("run", "--workspace", "ws")
+    assert done.code == 0
+    assert "samples.db.damaged" in done.err
+    assert path.with_name("samples.db.damaged").read_text() == "mine"
 
 
 def test_a_workspace_that_cannot_be_written(small):

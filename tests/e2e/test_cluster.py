@@ -336,6 +336,7 @@ def test_the_last_worker_of_a_kind_dies(farm, bench, further):
     there = bench()
     last = further("lonely=1")
     farm.up(last)
+    there.tell("slow", 1)
     running = Running(lambda: there.profile(at(farm, 2.0), device="lonely"))
     wait_until(lambda: len(there.log) >= 4)  # the first test case is over, or nearly
     there.tell("slow", 5)
@@ -363,6 +364,7 @@ def test_the_scheduler_is_lost(home, bench):
     farm = Farm(home.parent / "lost", home)
     try:
         farm.up(farm.worker("fixed=1"))
+        there.tell("slow", 1)
         running = Running(lambda: there.profile(at(farm)))
         wait_until(lambda: len(there.log) >= 4)
         there.tell("slow", 5)
@@ -498,7 +500,7 @@ def test_local_runs_need_none_of_it(bench, home, user):
 def test_nobody_listens(bench):
     there = bench()
     with pytest.raises(BackendError, match=r"tcp://127\.0\.0\.1:1 cannot be reached"):
-        there.profile(Scheduler(address="tcp://127.0.0.1:1", device_wait_s=1))
+        there.profile(Scheduler(address="tcp://127.0.0.1:1", connect_s=1))
 
 
 # --- TLS -----------------------------------------------------------------------------------------
@@ -563,9 +565,9 @@ def test_tls(home, bench, user, certificates):
             tls_ca_file=certificates["ca.pem"],
             tls_cert=certificates["stranger.pem"],
             tls_key=certificates["stranger.key"],
-            device_wait_s=2,
+            connect_s=2,
         )
-        plain = Scheduler(address=farm.address.replace("tls", "tcp"), device_wait_s=2)
+        plain = Scheduler(address=farm.address.replace("tls", "tcp"), connect_s=2)
         for refused in (stranger, plain):
             with pytest.raises(BackendError, match="cannot be reached"):
                 there.profile(refused)

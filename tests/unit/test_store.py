@@ -299,6 +299,29 @@ def test_an_empty_file_is_a_new_store(tmp_path, caplog):
     assert not caplog.text
 
 
+def test_a_store_that_another_one_makes_meanwhile_is_no_damaged_one(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "samples.db"
+    with closing(sqlite3.connect(path)) as db:  # as far as the other one is
+        db.execute("PRAGMA journal_mode = WAL")
+    version = Store._version
+    made = []
+
+    def then_it_is_made(self):
+        found = version(self)
+        if not made:
+            made.append(None)
+            made[0] = Store(path)
+        return found
+
+    monkeypatch.setattr(Store, "_version", then_it_is_made)
+    with Store(path) as store:
+        assert made[0] is not None
+        with made[0] as other:
+            assert new_campaign(other) == new_campaign(store)
+    assert list(tmp_path.glob("*damaged*")) == []
+    assert not caplog.text
+
+
 def test_garbage_in_the_log_is_no_damage(tmp_path, caplog):
     path = tmp_path / "samples.db"
     sound_store(path)

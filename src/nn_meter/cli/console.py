@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,9 @@ import click
 
 from nn_meter.progress import Progress
 
-__all__ = ["log_to_stderr", "print_json", "progress_shown", "say"]
+__all__ = ["log_to_stderr", "print_json", "progress_shown", "quiet", "say"]
 
+_JOINERS = "\u200c\u200d"
 _PLAIN_EVERY_S = 10.0
 
 
@@ -31,7 +33,14 @@ def one_line(text: str) -> str:
 
 def printable(text: str) -> str:
     """A text in which a file's words may stand: a terminal is not to be commanded by a file."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(c if _is_harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether it is printed, or stands between what is: spaces, and what joins letters."""
+    return (
+        character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    )
 
 
 def print_json(data: Mapping[str, Any]) -> None:
@@ -53,6 +62,18 @@ def log_to_stderr() -> None:
     if not any(isinstance(handler, _Handler) for handler in logger.handlers):
         logger.addHandler(_Handler(logging.WARNING))
         logger.propagate = False
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Have no warnings shown meanwhile."""
+    logger = logging.getLogger("nn_meter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

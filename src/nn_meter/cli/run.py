@@ -18,7 +18,7 @@ from nn_meter.builder.profiling.connection import greet
 from nn_meter.builder.profiling.results import read_view, write_results
 from nn_meter.builder.workspace import Workspace, read_json
 from nn_meter.cli import options, steps
-from nn_meter.cli.console import log_to_stderr, print_json
+from nn_meter.cli.console import log_to_stderr, print_json, quiet
 from nn_meter.cli.verdicts import print_files, print_table, verdicts_json
 from nn_meter.errors import GraphUnavailableError
 from nn_meter.fusion_rules.ordinary import ordinary_cases, ordinary_pairs
@@ -89,7 +89,8 @@ def run(
     )
     detected = detect_fusion_rule(profiled, opened)
     if more:
-        _ask_sizes(opened, name, connected, earlier, time_limit)
+        with quiet():  # of rules that have been told
+            _ask_sizes(opened, name, connected, earlier, time_limit)
     wall_s = time.monotonic() - start
     if as_json:
         print_json(
@@ -162,5 +163,6 @@ def _ordinary(path: str, backend: BaseBackend, time_limit: float) -> dict[str, s
         )
     except GraphUnavailableError:
         return {}  # on this device; profiling what one asked for says so
-    found = detect_fusion_rule(profiled, asked)
+    with quiet():  # nobody asked for these; what cannot be told stands in the rule file
+        found = detect_fusion_rule(profiled, asked)
     return {rule: str(verdict["verdict"]) for rule, verdict in found.items()}

@@ -81,7 +81,8 @@ class Standing:
 
     def _is_read_again(self, group: Group, place: int) -> bool:
         """Whether a second operand is read by, or is, something that the kernel does not need."""
-        for tensor in self._nodes[place].inputs if len(self._nodes[place].inputs) > 1 else ():
+        inputs = self._nodes[place].inputs
+        for tensor in inputs if 1 < len(inputs) <= _MOST_OPERANDS else ():
             maker = self.model.makers.get(tensor)
             if maker is None or self.group_of[maker] is group:
                 continue

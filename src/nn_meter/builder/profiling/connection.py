@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -126,7 +126,7 @@ class Connection:
             few: For so many, starting another process costs more than it saves.
         """
         if tasks <= few or not self.isolated:
-            return {"opened": lambda: nullcontext(self.measuring), "most": 1}
+            return {"opened": self._measuring_process, "most": 1}
         return {"opened": self.another, "most": None}
 
     def batch(self, models: int) -> int:
@@ -136,6 +136,16 @@ class Connection:
             models: How many there are.
         """
         return _BATCH
+
+    @contextmanager
+    def _measuring_process(self) -> Iterator[Caller]:
+        """The one that measures, which ends if the work with it is broken off."""
+        try:
+            yield self.measuring
+        except BaseException:
+            if isinstance(self.measuring, Worker):
+                self.measuring.stop()
+            raise
 
     @contextmanager
     def another(self) -> Iterator[Caller]:
@@ -176,12 +186,17 @@ def greet(backend: BaseBackend) -> str:
     Raises:
         BackendError: What is missing, and how to get it.
     """
-    caller = _caller(backend)
+    run = backend.begin_run() if isinstance(backend, HoldsFiles) else ""
     try:
-        return str(caller.call("test_connection", _CONNECT_LIMIT_S))
+        caller = _caller(backend, run)
+        try:
+            return str(caller.call("test_connection", _CONNECT_LIMIT_S))
+        finally:
+            if isinstance(caller, Worker):
+                caller.stop()
     finally:
-        if isinstance(caller, Worker):
-            caller.stop()
+        if run and isinstance(backend, HoldsFiles):
+            backend.end_run()
 
 
 def _caller(backend: BaseBackend, run: str = "") -> Caller:

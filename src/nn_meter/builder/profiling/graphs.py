@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from nn_meter.builder import backends
 from nn_meter.builder.backends.executed import ExecutedGraph
 from nn_meter.builder.profiling.connection import Connection
 from nn_meter.builder.profiling.convert import convert_all
-from nn_meter.builder.profiling.measure import Caller, Model, failure_of
+from nn_meter.builder.profiling.measure import (
+    DEVICE,
+    PATIENCE_S,
+    Caller,
+    Model,
+    failure_of,
+)
 from nn_meter.builder.profiling.pool import spread
 from nn_meter.builder.profiling.process import decode_error
 from nn_meter.builder.profiling.store import Failure, Store
@@ -22,6 +29,8 @@ from nn_meter.errors import GraphUnavailableError, NNMeterError, NotInstalledErr
 from nn_meter.progress import Progress
 
 __all__ = ["collect_graphs", "is_known", "outputs_digest"]
+
+log = logging.getLogger(__name__)
 
 _BATCH = 32
 _ENOUGH_VALUES = 24  # whether a relu changes them: a toss of a coin each
@@ -62,13 +71,18 @@ def collect_graphs(
         if fresh or not is_known(store, environment, digest)
     }
     done = 0
+    lost: list[str] = []
+    limit_s = time_limit_s + (PATIENCE_S if connection.in_turn else 0.0)
 
     def keep(found: Mapping[str, Outcome]) -> None:
         nonlocal done
         for digest, outcome in found.items():
-            store.add_graph(
-                environment, digest, outcome, outputs_digest(missing[digest]), _reader()
-            )
+            if isinstance(outcome, Failure) and outcome.kind == DEVICE:
+                lost.append(outcome.reason)  # says nothing about the model: the next run asks again
+            else:
+                store.add_graph(
+                    environment, digest, outcome, outputs_digest(missing[digest]), _reader()
+                )
             done += 1
             progress("graph", done, len(missing), missing[digest].path.name)
 
@@ -79,9 +93,10 @@ def collect_graphs(
         spread(
             batches,
             **connection.workers(len(batches), few=1),
-            carry_out=lambda caller, batch: _many(caller, batch, folder, time_limit_s),
+            carry_out=lambda caller, batch: _many(caller, batch, folder, limit_s),
             done=lambda number, name, found: keep(found),
         )
+        _say_lost(lost)
         return
     given = {digest: model for digest, model in missing.items() if model.converted is not None}
     rest = {digest: model for digest, model in missing.items() if model.converted is None}
@@ -93,9 +108,20 @@ def collect_graphs(
     spread(
         ready,
         **connection.workers(len(ready), few=_FEW),
-        carry_out=lambda caller, model: _one(caller, model, time_limit_s),
+        carry_out=lambda caller, model: _one(caller, model, limit_s),
         done=lambda number, digest, found: keep({digest: found}),
     )
+    _say_lost(lost)
+
+
+def _say_lost(reasons: Sequence[str]) -> None:
+    if reasons:
+        log.warning(
+            "the graphs of %d models were not read, as the device was away (%s); the next run asks "
+            "for them again",
+            len(reasons),
+            reasons[0],
+        )
 
 
 def is_known(store: Store, environment: int, digest: str) -> bool:

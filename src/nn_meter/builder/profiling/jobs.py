@@ -6,6 +6,9 @@ backend itself imports.
 
 from __future__ import annotations
 
+import glob
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -82,6 +85,29 @@ def _own_file_method(backend: BaseBackend) -> bool:
     return getattr(type(backend), "profile_model_file", ours) is not ours
 
 
+def _kept(made: Path, folder: Path) -> str:
+    """What a backend made, in the folder for it.
+
+    What lies among temporary files goes with this process, so it is put there, with what belongs to
+    it: the folder that it lies in, or files that are named alike.
+    """
+    temporary = Path(tempfile.gettempdir()).resolve()
+    place = made.resolve()
+    if place.is_relative_to(folder.resolve()) or not place.is_relative_to(temporary):
+        return str(made)
+    if place.is_dir():
+        return str(shutil.copytree(place, folder / place.name, dirs_exist_ok=True))
+    alike = place.parent.glob(f"{glob.escape(place.stem)}.*")
+    for each in alike if place.parent == temporary else place.parent.iterdir():
+        if each.is_dir():
+            shutil.copytree(each, folder / each.name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(each, folder / each.name)
+    if not (folder / place.name).exists():  # a name without a suffix
+        shutil.copy2(place, folder / place.name)
+    return str(folder / place.name)
+
+
 class BackendJobs:
     """The operations. Everything that comes in and goes out is plain JSON values.
 
@@ -135,7 +161,8 @@ class BackendJobs:
     def convert(self, model: str, save_path: str, shapes: Shapes) -> str:
         """Convert a model file into an existing folder; returns the path of what was made."""
         converted = self.backend.convert_model(model, save_path, [list(s) for s in shapes])
-        return self._existing(converted, "convert_model")
+        found = self._existing(converted, "convert_model")
+        return found if Path(found) == Path(model) else _kept(Path(found), Path(save_path))
 
     def convert_many(
         self, models: Sequence[tuple[str, Shapes]], save_paths: Sequence[str]

@@ -214,7 +214,11 @@ class Store:
             raise _DamagedError(f"it holds what is no text: {exc.reason}") from exc
 
     def _check(self) -> None:
-        """Look at the file, and change nothing."""
+        """Look at the file, and change nothing.
+
+        By one transaction: another process may be about to make the tables.
+        """
+        self._db.execute("BEGIN")
         _refuse_programs(self._db)
         found = self._db.execute("PRAGMA quick_check(1)").fetchall()
         if found != [("ok",)]:
@@ -229,6 +233,7 @@ class Store:
         sound = not columns if version == 0 else columns >= _known_columns(version)
         if not sound:
             raise _DamagedError(f"its tables are not those of version {version}")
+        self._db.execute("COMMIT")
 
     def _version(self) -> int:
         ((version,),) = self._db.execute("PRAGMA user_version")

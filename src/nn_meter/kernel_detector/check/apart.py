@@ -77,6 +77,8 @@ def told_apart(
         Worker(HANDLER, what=spec.name) as worker,
     ):
         file = file_of_graph(model_path, Path(folder), shapes=shapes)
+        if file != model_path and graph.format == "tflite":
+            shapes = None  # what was made of the model has them, and other names for its inputs
         told = worker.call(
             "tell",
             time_limit_s,

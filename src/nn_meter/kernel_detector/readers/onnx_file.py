@@ -254,7 +254,9 @@ def _external(path: Path, tensor: TensorProto, what: str, size: int, *, read: bo
     try:
         folder = path.parent.resolve()
         place = (folder / location).resolve()
-        inside = place.is_relative_to(folder) and place != folder
+        # a cache keeps both files in a folder of its own, and links to them in the model's
+        folders = (folder, path.resolve().parent)
+        inside = any(place.is_relative_to(own) and place != own for own in folders)
         there = inside and place.is_file()
         held = place.stat().st_size if there else 0
     except (OSError, ValueError, RuntimeError) as exc:

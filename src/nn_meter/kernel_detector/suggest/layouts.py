@@ -71,7 +71,7 @@ def ask_sizes(
         time_limit_s: For building one model, or one operation on it.
 
     Returns:
-        The rules that hold of some sizes only.
+        The rules that were asked in other sizes: with what holds there, or with none that differs.
 
     Raises:
         NNMeterError: The backend is gone, a file cannot be written, …
@@ -84,7 +84,8 @@ def ask_sizes(
     left = {name: rule for name, rule in rules.items() if name not in kept}
     with tempfile.TemporaryDirectory(prefix="nn-meter-") as folder:
         asker = Asker(backend, replace(workspace, path=Path(folder)), time_limit_s=time_limit_s)
-        return kept | with_sizes(left, asker)
+        alike = {name: {**left[name], "sizes": []} for name in goes_by_layout(left)}
+        return kept | alike | with_sizes(left, asker)
 
 
 def _sizes_of(rule: Rules) -> Rules:

@@ -135,7 +135,10 @@ def detect_fusion_rule(
     )
     detail = workspace.ruletest.DETAIL
     detected = {name: verdict.to_json(detail=detail) for name, verdict in verdicts.items()}
-    rules = {name: _rule(verdict, environment) for name, verdict in verdicts.items()}
+    rules = {
+        name: _with_sizes(_rule(verdict, environment), earlier.get(name))
+        for name, verdict in verdicts.items()
+    }
     with workspace.lock():
         write_results(workspace, folder, "detected_results.json", detected)
         write_results(workspace, folder, "detected_fusion_rule.json", {**earlier, **rules})
@@ -144,6 +147,15 @@ def detect_fusion_rule(
 
 def _rule(verdict: Verdict, environment: dict[str, Any] | None) -> dict[str, Any]:
     return {"when": {}, **verdict.to_json(detail=False), "environment": environment}
+
+
+def _with_sizes(rule: dict[str, Any], earlier: dict[str, Any] | None) -> dict[str, Any]:
+    """A rule, with the sizes that it was asked in before, if it came out as it did then."""
+    if earlier is not None and "sizes" in earlier:
+        sized = {**rule, "sizes": earlier["sizes"]}
+        if sized == earlier:
+            return sized
+    return rule
 
 
 def _earlier_rules(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from nn_meter.builder.backends.onnxruntime.asked import Provider
 from nn_meter.errors import ConfigError, DeviceError, NotInstalledError
 
-__all__ = ["add_plugin", "chosen", "register_plugin"]
+__all__ = ["add_plugin", "chosen", "plugin_version", "register_plugin"]
 
 _LIBRARY = "get_library_path"
 _registered: set[str] = set()
@@ -77,6 +78,18 @@ def chosen(asked: Provider, offered: Sequence[Any]) -> Any:
         f"{asked.name} offers no device{f' {asked.device}' if asked.device else ''} here (it "
         f"offers: {there}); there are devices of {others}"
     )
+
+
+def plugin_version(asked: Provider) -> str:
+    """A plug-in by its name and what its library holds: results of two are not one's.
+
+    Raises:
+        NotInstalledError: The package is not there.
+        ConfigError: It is no plug-in.
+    """
+    library = asked.plugin if Path(asked.plugin).is_file() else _library_of(asked)
+    digest = hashlib.sha256(Path(library).read_bytes()).hexdigest()
+    return f"{Path(library).name} {digest[:12]}"
 
 
 def _library_of(asked: Provider) -> str:

@@ -28,7 +28,11 @@ from nn_meter.builder.backends.onnxruntime.backend import (
     not_written,
 )
 from nn_meter.builder.backends.onnxruntime.graph import import_onnx, read_graph
-from nn_meter.builder.backends.onnxruntime.plugins import chosen, register_plugin
+from nn_meter.builder.backends.onnxruntime.plugins import (
+    chosen,
+    plugin_version,
+    register_plugin,
+)
 from nn_meter.builder.backends.onnxruntime.probe import PROBE_SHAPE, probe_model
 from nn_meter.errors import (
     ConfigError,
@@ -106,9 +110,13 @@ class OnnxRuntimeEPBackend(OnnxRuntimeBackend):
     def describe(self) -> Environment:
         self._check()
         options = {
-            asked.name: {**asked.options, **({"device": asked.device} if asked.device else {})}
+            asked.name: {
+                **asked.options,
+                **({"device": asked.device} if asked.device else {}),
+                **({"plugin": plugin_version(asked)} if asked.plugin else {}),
+            }
             for asked in self.providers
-            if asked.options or asked.device
+            if asked.options or asked.device or asked.plugin
         }
         return Environment(
             runtime="onnxruntime",

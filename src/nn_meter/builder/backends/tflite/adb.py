@@ -404,6 +404,15 @@ class Adb:
         except (OSError, ValueError) as exc:  # no right to; a NUL in an argument
             raise NotInstalledError(f"{self._adb!r} cannot be run: {exc}") from exc
 
+    def start(self) -> None:
+        """Start adb's server, if none runs.
+
+        Raises:
+            NotInstalledError: There is no adb.
+            BackendError: It does not start.
+        """
+        self._ask(["version"])
+
     def _start_server(self) -> None:
         try:
             ended = run_bounded([self._adb, "start-server"], _QUICK_S, _MOST_WORDS)

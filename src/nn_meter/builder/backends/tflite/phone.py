@@ -150,6 +150,7 @@ class Phone:
 
     def begin_run(self) -> str:
         """Begin a run; what it puts on the phone stays until ``end_run``."""
+        self._adb.start()  # by this process: a server that a worker starts ends with it
         run = new_run_name()
         self.join_run(run)
         return run

@@ -61,6 +61,7 @@ class _Place:
     connection: Connection
     facts: dict[str, Any]
     busy: int = 0
+    interrupted: bool = False
     used_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -76,6 +77,7 @@ class _Place:
 
     def leave(self) -> None:
         """End the process, and remove what it has put on the device."""
+        self.interrupted = True
         self.connection.__exit__()
 
 
@@ -111,6 +113,7 @@ class _Devices:
         with self._lock:
             place = self._places.setdefault(key, place)
             place.busy += 1
+            place.interrupted = False  # that was what it did before
             if not self._watched:
                 threading.Thread(target=self._watch, daemon=True, name="nn-meter-idle").start()
                 self._watched = True
@@ -132,6 +135,8 @@ class _Devices:
         """End the process of a run on a device, in the middle of what it does."""
         with self._lock:
             place = self._places.get((run, kind, slot))
+            if place is not None:
+                place.interrupted = True
         if place is not None:
             place.process.stop()
 
@@ -272,7 +277,7 @@ def _carried_out(place: _Place, job: Mapping[str, Any], shelf: Shelf) -> dict[st
                 return {"ok": _batch(process, arguments, timeout_s)}
             found: Any
             if job["op"] == "convert_many" and not place.facts["converts_many"]:
-                found = _convert_each(process, arguments, timeout_s)
+                found = _convert_each(place, arguments, timeout_s)
             else:
                 found = process.call(job["op"], timeout_s, **arguments)
         except NOT_THE_MODELS_FAULT:
@@ -294,13 +299,21 @@ def _carried_out(place: _Place, job: Mapping[str, Any], shelf: Shelf) -> dict[st
 
 
 def _convert_each(
-    process: Worker, arguments: Mapping[str, Any], timeout_s: float
+    place: _Place, arguments: Mapping[str, Any], timeout_s: float
 ) -> list[dict[str, Any]]:
-    """Convert models one by one, by one task; gives what ``convert_many`` does."""
+    """Convert models one by one, by one task; gives what ``convert_many`` does.
+
+    Raises:
+        WorkerCrashedError: It was interrupted: nobody waits for the rest.
+    """
     found: list[dict[str, Any]] = []
     for (model, shapes), folder in zip(arguments["models"], arguments["save_paths"], strict=True):
+        if place.interrupted:  # asking would start the process anew
+            raise WorkerCrashedError("it was interrupted")
         try:
-            made = process.call("convert", timeout_s, model=model, save_path=folder, shapes=shapes)
+            made = place.process.call(
+                "convert", timeout_s, model=model, save_path=folder, shapes=shapes
+            )
             found.append({"ok": made})
         except NOT_THE_MODELS_FAULT:
             raise

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nn_meter.builder.profiling.cluster.content import Files
-from nn_meter.builder.profiling.cluster.fleet import Fleet, Lease, StoppedError
+from nn_meter.builder.profiling.cluster.fleet import Fleet, Lease, Place, StoppedError
 from nn_meter.builder.profiling.cluster.travel import arrived, travelling
 from nn_meter.builder.profiling.jobs import HANDLER
 from nn_meter.builder.profiling.process import Worker, decode_error
-from nn_meter.errors import TimeLimitError, WorkerCrashedError
+from nn_meter.errors import DeviceError, TimeLimitError, WorkerCrashedError
 
 __all__ = ["MOST_DEATHS", "RemoteWorker", "Station", "UnfitError", "result_of"]
 
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 MOST_DEATHS = 3
 """So many Dask workers may die while they carry out the same: then it is given up."""
+
+_MOST_UNFIT = 3
+"""So often a device may be away, or its disk full, while it is to carry out the same."""
 
 _LOOK_S = 0.2
 _FETCH_S = 10.0
@@ -104,6 +107,7 @@ class RemoteWorker(Worker):
         self._refused: dict[str, dict[str, str]] = {}
         self._there: set[str] = set()
         self._stale: set[str] = set()
+        self._avoided: set[Place] = set()
         self._stops = 0
         self._closed = False
         self._calling = threading.Lock()
@@ -130,6 +134,7 @@ class RemoteWorker(Worker):
 
         Raises:
             WorkerCrashedError: The process there ended, or Dask workers died of it.
+            DeviceError: Each device that was to do it was away, or its disk full.
             ClusterLostError: There is no device any more.
             StoppedError: ``stop`` was called meanwhile.
         """
@@ -165,6 +170,8 @@ class RemoteWorker(Worker):
         self, op: str, timeout_s: float | None, arguments: Mapping[str, Any], stops: int
     ) -> Any:
         deaths: list[str] = []
+        unfit = 0
+        self._avoided.clear()
         try:
             while True:
                 try:
@@ -185,8 +192,16 @@ class RemoteWorker(Worker):
                             f"{', '.join(deaths)}"
                         ) from None
                 except UnfitError as exc:
+                    assert self._lease is not None
+                    self._fleet.leave_out(self._lease, str(exc), passing=exc.passing)
                     lease = self._give_back(anew=True)
-                    self._fleet.leave_out(lease, str(exc), passing=exc.passing)
+                    self._avoided.add(lease.place)
+                    unfit += exc.passing
+                    if unfit == _MOST_UNFIT:
+                        raise DeviceError(
+                            f"{self._name}: {_MOST_UNFIT} times a device could not do it, at last "
+                            f"{lease}: {exc}"
+                        ) from None
         except (WorkerCrashedError, TimeLimitError):
             self._there.clear()  # the process went down with it
             raise
@@ -242,7 +257,7 @@ class RemoteWorker(Worker):
 
     def _leased(self, stops: int) -> Lease:
         if self._lease is None:
-            self._lease = self._fleet.lease(lambda: not self._is_stopped(stops))
+            self._lease = self._fleet.lease(lambda: not self._is_stopped(stops), self._avoided)
         return self._lease
 
     def _is_stopped(self, stops: int) -> bool:

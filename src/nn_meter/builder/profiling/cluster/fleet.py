@@ -85,11 +85,12 @@ class Fleet:
 
     # --- who has which ---------------------------------------------------------------------------
 
-    def lease(self, goes_on: Callable[[], bool]) -> Lease:
+    def lease(self, goes_on: Callable[[], bool], avoided: Collection[Place] = ()) -> Lease:
         """Wait for a free device.
 
         Args:
             goes_on: Asked again and again whether anybody still waits.
+            avoided: Devices that are taken only if no other one is known to work.
 
         Raises:
             StoppedError: Nobody does.
@@ -101,16 +102,22 @@ class Fleet:
                 if self._given_up or not goes_on():
                     raise StoppedError
                 usable = self._usable()
-                free = [each for each in usable if each.place not in self._busy]
+                sound = [each for each in usable if each.place not in self._resting]
+                others = any(each.place not in avoided for each in sound)
+                free = [
+                    each
+                    for each in usable
+                    if each.place not in self._busy and not (others and each.place in avoided)
+                ]
                 if free:
                     chosen = min(free, key=lambda each: self._used_s.get(each.place, 0.0))
                     self._busy.add(chosen.place)
                     chosen.anew = chosen.place in self._anew
                     self._anew.discard(chosen.place)
                     return chosen
-                if usable:
+                if sound:
                     self._seen_s = time.monotonic()
-                elif time.monotonic() - self._seen_s > self._wait_s:
+                elif not usable and time.monotonic() - self._seen_s > self._wait_s:
                     raise ClusterLostError(self._absent())
                 self.link.condition.wait(0.2)
 
@@ -132,7 +139,10 @@ class Fleet:
         """Give a device back; ``anew``: whoever has it next is to replace the process there."""
         with self.link.condition:
             self._busy.discard(lease.place)
-            self._used_s[lease.place] = self._seen_s = time.monotonic()
+            self._used_s[lease.place] = now = time.monotonic()
+            if self._resting.get(lease.place, (0.0, ""))[0] <= now:  # else it was just found unfit
+                self._resting.pop(lease.place, None)
+                self._seen_s = now
             if anew:
                 self._anew.add(lease.place)
             self.link.condition.notify_all()
@@ -143,11 +153,14 @@ class Fleet:
         return now is None or now.identity != lease.worker.identity
 
     def leave_out(self, lease: Lease, reason: str, *, passing: bool = False) -> None:
-        """Have a device take no part: ``passing``, for a while."""
+        """Have a device take no part: ``passing``, for a while, and before it is given back."""
         with self.link.condition:
             if passing:
                 known = self._resting.get(lease.place)
-                self._resting[lease.place] = time.monotonic() + _REST_S, reason
+                now = time.monotonic()
+                self._resting[lease.place] = now + _REST_S, reason
+                if known is None:  # until now it was there
+                    self._seen_s = now
                 if known is not None and known[1] == reason:
                     return
             else:

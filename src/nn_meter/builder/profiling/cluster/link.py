@@ -18,7 +18,6 @@ __all__ = ["ClusterLostError", "Link", "Offer"]
 
 log = logging.getLogger(__name__)
 
-_CONNECT_S = 15.0
 _LOOK_S = 0.5
 _ANSWER_S = 10.0
 _SILENT = 3  # looks without an answer: then the scheduler counts as lost
@@ -81,7 +80,7 @@ class Link:
             self._client = distributed.Client(
                 scheduler.address,
                 security=security,
-                timeout=min(_CONNECT_S, scheduler.device_wait_s),
+                timeout=scheduler.connect_s,
                 set_as_default=False,
                 name="nn-meter",
             )

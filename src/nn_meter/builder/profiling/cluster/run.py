@@ -13,7 +13,7 @@ from nn_meter.builder.profiling.cluster.measuring import CaseResult
 from nn_meter.builder.profiling.measure import Model, failure_of
 from nn_meter.builder.profiling.pool import spread
 from nn_meter.builder.profiling.run import ProfileRun
-from nn_meter.errors import WorkerCrashedError
+from nn_meter.errors import DeviceError, WorkerCrashedError
 from nn_meter.progress import Progress
 
 __all__ = ["ClusterRun"]
@@ -77,7 +77,7 @@ class ClusterRun(ProfileRun):
     def _result(self, worker: RemoteWorker, name: str, job: Mapping[str, Any]) -> CaseResult:
         try:
             return CaseResult.from_json(worker.call("measure", self.time_limit_s, **job))
-        except WorkerCrashedError as exc:  # not a runtime's process, but all that holds it
+        except (WorkerCrashedError, DeviceError) as exc:  # no runtime's process: what holds it
             return CaseResult(failed=(None, failure_of(exc)))
 
     def _keep_all(

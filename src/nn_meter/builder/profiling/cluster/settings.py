@@ -15,6 +15,7 @@ __all__ = ["WAIT_VARIABLE", "Scheduler", "check_kind"]
 
 WAIT_VARIABLE = "NN_METER_DEVICE_WAIT"
 _WAIT_S = 45.0
+_CONNECT_S = 15.0
 _ADDRESS = re.compile(r"(tcp|tls)://(\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(\d{1,5})/?")
 _KIND = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
@@ -32,6 +33,7 @@ class Scheduler:
         tls_cert: Certificate (PEM) that the scheduler checks this side by.
         tls_key: Its private key (PEM).
         device_wait_s: Seconds that a kind of device is waited for while no worker offers it.
+        connect_s: Seconds that connecting to the scheduler may take.
 
     Raises:
         ConfigError: The address is none, or TLS is asked for and a file of it is missing.
@@ -42,6 +44,7 @@ class Scheduler:
     tls_cert: str | None = None
     tls_key: str | None = None
     device_wait_s: float = _WAIT_S
+    connect_s: float = _CONNECT_S
 
     def __post_init__(self) -> None:
         match = _ADDRESS.fullmatch(self.address) if isinstance(self.address, str) else None
@@ -67,10 +70,10 @@ class Scheduler:
         for name, file in files.items():
             if file and not Path(file).is_file():
                 raise ConfigError(f"{name}: {file}: there is no such file")
-        if not (math.isfinite(self.device_wait_s) and self.device_wait_s > 0):
-            raise ConfigError(
-                f"device_wait_s must be a number of seconds above 0, not {self.device_wait_s!r}"
-            )
+        for name in ("device_wait_s", "connect_s"):
+            seconds = getattr(self, name)
+            if not (math.isfinite(seconds) and seconds > 0):
+                raise ConfigError(f"{name} must be a number of seconds above 0, not {seconds!r}")
 
     @property
     def encrypted(self) -> bool:

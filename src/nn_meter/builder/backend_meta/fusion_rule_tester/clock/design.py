@@ -55,19 +55,25 @@ class Barrier:
         ranks: Ranks of the tensors that it takes.
         layout: It ``keeps`` that of what comes in, and on a graph input has the model's; is at home
             in the library's ``own``, whatever comes in; or works on a ``plain`` tensor only.
+        least: The last size at which it computes something.
     """
 
     op: str
     keys: Mapping[str, Any]
     ranks: tuple[int, ...]
     layout: str
+    least: int = 1
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether it is a barrier for a tensor, and no identity."""
+        return len(shape) in self.ranks and shape[-1] >= self.least
 
 
 _POOL = {"KERNEL_SIZE": 3, "POOL_STRIDES": 1, "PADDING": "same"}
 BARRIERS: Mapping[str, Barrier] = {
     "avgpool": Barrier(op="avgpool", keys=_POOL, ranks=(3,), layout="own"),
     "tanh": Barrier(op="tanh", keys={}, ranks=(1, 3), layout="keeps"),
-    "sum": Barrier(op="running_sum", keys={}, ranks=(1, 3), layout="plain"),
+    "sum": Barrier(op="running_sum", keys={}, ranks=(1, 3), layout="plain", least=2),
 }
 """Unlike one another: what makes one of them no barrier on some runtime, is not in the next."""
 
@@ -230,7 +236,7 @@ def _design(plan: ChainPlan, method: Method) -> Design:
     alone = replace(block, ops=(tail,), overrides=({},), input_shape=shape)
     models = {HEAD: front, TAIL: alone, BLOCK: block}
     for name, barrier in BARRIERS.items():
-        if len(shape) not in barrier.ranks:
+        if not barrier.takes(shape):
             continue
         control = _and(front, barrier)
         models[between(name)] = control
@@ -239,7 +245,7 @@ def _design(plan: ChainPlan, method: Method) -> Design:
         )
     operators = make_operators(block)
     for name, barrier in BARRIERS.items():
-        if len(shape) in barrier.ranks:
+        if barrier.takes(shape):
             models[without_head(name)] = _behind(alone, barrier)
             models[without_head(name, tail)] = _behind(alone, barrier, tail)
     return Design(
@@ -271,7 +277,7 @@ def reference_design(like: Design) -> dict[str, Chain]:
     found: dict[str, Chain] = {}
     block = like.models[BLOCK]
     alone = replace(block, ops=(REFERENCE,), overrides=({},), input_shape=like.shape)
-    names = [name for name, barrier in BARRIERS.items() if len(like.shape) in barrier.ranks]
+    names = [name for name, barrier in BARRIERS.items() if barrier.takes(like.shape)]
     for name in names:
         found[without_head(name)] = _behind(alone, BARRIERS[name])
         found[without_head(name, REFERENCE)] = _behind(alone, BARRIERS[name], REFERENCE)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 
-from nn_meter.builder.profiling.cluster import device
+from nn_meter.builder.profiling.cluster import device, fleet, link
 from nn_meter.builder.profiling.cluster.content import Shelf, read_files, write_files
 from nn_meter.builder.profiling.cluster.elsewhere import RemoteWorker, Station
 from nn_meter.builder.profiling.cluster.fleet import Fleet, StoppedError
 from nn_meter.builder.profiling.cluster.link import ClusterLostError, Offer
 from nn_meter.builder.profiling.cluster.measuring import CaseResult, differences, measure_there
+from nn_meter.builder.profiling.cluster.run import ClusterRun
 from nn_meter.builder.profiling.cluster.settings import Scheduler, check_kind
 from nn_meter.builder.profiling.cluster.travel import arrived, travelling
+from nn_meter.builder.profiling.process import Worker
 from nn_meter.builder.profiling.store import Failure
 from nn_meter.errors import (
     BackendError,
@@ -65,6 +68,22 @@ def test_how_long_a_device_is_waited_for(monkeypatch):
         monkeypatch.setenv("NN_METER_DEVICE_WAIT", text)
         with pytest.raises(ConfigError, match="number of seconds"):
             Scheduler.of("tcp://h:1")
+
+
+def test_how_long_a_device_is_waited_for_does_not_limit_connecting(monkeypatch):
+    limits = []
+
+    def client(address, *, timeout, **options):
+        limits.append(timeout)
+        raise OSError("nobody listens")
+
+    monkeypatch.setattr(link, "_distributed", lambda: SimpleNamespace(Client=client))
+    for asked in ({}, {"connect_s": 3.0}):
+        with pytest.raises(BackendError, match="cannot be reached: nobody listens"):
+            link.Link(Scheduler(address="tcp://h:1", device_wait_s=0.5, **asked))
+    assert limits == [15.0, 3.0]
+    with pytest.raises(ConfigError, match="connect_s must be a number of seconds above 0"):
+        Scheduler(address="tcp://h:1", connect_s=0)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +195,10 @@ class Link:
     """Stands for the scheduler: what a worker answers, a test says."""
 
     address, run = "tcp://scheduler:1", "run"
+    made_condition = threading.Condition
 
     def __init__(self, **workers: float) -> None:
-        self.condition = threading.Condition()
+        self.condition = self.made_condition()
         self.workers = {
             f"tcp://{name}": Offer(address=f"tcp://{name}", identity=name, resources={"phone": n})
             for name, n in workers.items()
@@ -276,6 +296,103 @@ def test_a_device_that_cannot_is_left_out(model, caplog):
     link.workers.pop("tcp://b")
     with pytest.raises(ClusterLostError, match="can be used: its runtime is older"):
         convert(worker, model)
+
+
+AWAY = {"unfit": {"type": "DeviceError", "message": "unplugged"}, "passing": True}
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Callable[[float], None]:
+    """The time of fleets passes only while somebody waits, and by whatever a test says."""
+    now = [1000.0]
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    class Waited(threading.Condition):
+        def wait(self, timeout=None):
+            passes(timeout)
+            return True
+
+    monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Link, "made_condition", Waited)
+    return passes
+
+
+def test_a_run_ends_while_its_only_device_is_away(model, caplog, clock):
+    link = Link(a=1)
+    link.answer = lambda job, name: AWAY
+    worker = worker_on(link, 45)
+    with pytest.raises(DeviceError, match=r"3 times .* device at tcp://a: unplugged"):
+        convert(worker, model)
+    assert len(link.jobs) == 3
+    with pytest.raises(ClusterLostError, match="can be used: unplugged"):
+        convert(worker, model)
+    assert len(link.jobs) == 5
+    assert caplog.text.count("the device at tcp://a takes no part: unplugged") == 1
+
+
+def test_a_device_that_is_away_is_waited_for_from_when_it_was_there(model, clock):
+    link = Link(a=1)
+    away = [True, True, False, True, False]
+
+    def answer(job, name):
+        clock(300)  # longer than a device is waited for
+        return AWAY if away.pop(0) else {"ok": name}
+
+    link.answer = answer
+    worker = worker_on(link, 45)
+    with pytest.raises(ClusterLostError, match="can be used: unplugged"):  # away for 300 s
+        convert(worker, model)
+    clock(10)
+    assert [convert(worker, model) for _ in range(2)] == ["a", "a"]
+    assert not away
+
+
+def test_nobody_that_waits_takes_a_device_that_is_away_for_one_that_is_there(clock):
+    link = Link(a=1)
+    phones = Fleet(link, "phone", 45)
+    for _ in range(5):
+        lease = phones.lease(lambda: True)
+        with pytest.raises(StoppedError):  # another one waits for it meanwhile
+            phones.lease(iter([True, False]).__next__)
+        phones.leave_out(lease, "unplugged", passing=True)
+        phones.release(lease)
+    with pytest.raises(ClusterLostError, match="can be used: unplugged"):
+        phones.lease(lambda: True)
+
+
+def test_what_one_device_could_not_do_waits_for_another_one_that_works(model, clock):
+    """It does not ask the same one again and again while the other is busy for long."""
+    link = Link(a=1, b=1)
+    link.answer = lambda job, name: AWAY if name == "a" else {"ok": name}
+    worker = worker_on(link, 45)
+    phones = worker._fleet
+    assert phones.lease(lambda: True).place == ("a", 0)
+    busy = phones.lease(lambda: True)
+    phones.release(phones._usable()[0])  # now b is busy, and a free
+    looks = iter(range(100))
+
+    def until_b_is_free(seconds: float) -> None:
+        clock(1)
+        if next(looks, None) == 99:
+            phones.release(busy)
+
+    link.condition.wait = until_b_is_free
+    assert convert(worker, model) == "b"
+    assert [name for name, _ in link.jobs] == ["a", "b"]
+
+
+def test_a_case_whose_devices_are_away_is_tried_again_by_the_next_run(clock):
+    link = Link(a=1, b=1, c=1)
+    link.answer = lambda job, name: AWAY
+    worker = worker_on(link, 45)
+    job = {**case(), "models": [], "with_models": False}
+    found = ClusterRun._result(SimpleNamespace(time_limit_s=5), worker, "BF_x", job)
+    assert found.failed is not None
+    which, failure = found.failed
+    assert (which, failure.kind) == (None, "device")
+    assert "unplugged" in failure.reason
 
 
 def test_there_is_no_device(model):
@@ -517,3 +634,42 @@ def test_a_device_that_is_away_is_no_failure_of_the_model():
 def test_in_what_environments_differ():
     told = differences({"version": "2", "device": "CPU"}, {"version": "1", "device": "CPU"})
     assert told == "it is another environment than that of this run (version: 2, not 1)"
+
+
+@pytest.mark.parametrize("how", ["interrupt", "leave"])
+def test_an_interrupted_device_converts_no_further_models(how):
+    places = device._Devices()
+    end = {
+        "interrupt": lambda: places.interrupt("run", "phone", 0),
+        "leave": lambda: places.leave("run"),
+    }[how]
+    asked = []
+    ends = [True]
+
+    class Process(Worker):
+        def call(self, op, timeout_s=None, **arguments):
+            asked.append(arguments["model"])
+            if ends:
+                ends.pop()
+                end()
+                raise WorkerCrashedError("its process ended")
+            return arguments["model"]
+
+        def stop(self):
+            pass
+
+    class Held:
+        measuring = Process("module:Class")
+
+        def __exit__(self, *exc_info):
+            pass
+
+    job = {"run": "run", "kind": "phone", "slot": 0}
+    batch = {"models": [(name, []) for name in "abc"], "save_paths": ["x", "y", "z"]}
+    places._places["run", "phone", 0] = device._Place(connection=Held(), facts={})
+    with places.held(job) as place, pytest.raises(WorkerCrashedError, match="interrupted"):
+        device._convert_each(place, batch, 5)
+    assert asked == ["a"]
+    places._places["run", "phone", 0] = place
+    with places.held(job) as place:  # what is asked of the device next is done
+        assert device._convert_each(place, batch, 5) == [{"ok": name} for name in "abc"]
