@@ -20,7 +20,7 @@ from nn_meter.builder.backends.tflite.adb import (
     DeviceTimeoutError,
     quoted,
 )
-from nn_meter.builder.backends.tflite.bounded import TimeUpError, TooMuchError, run_bounded
+from nn_meter.builder.backends.tflite.programs import TimeUpError, TooMuchError, run_bounded
 from nn_meter.errors import BackendError, DeviceError, NotInstalledError
 
 pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="needs adb (Debian: adb)")

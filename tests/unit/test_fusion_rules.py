@@ -110,6 +110,8 @@ def sized(**where: Any) -> dict[str, Any]:
         ({"R": []}, "a rule must be an object"),
         ({"R": {}}, 'has no "obey"'),
         ({"R": {"obey": 1}}, "true, false, null or the name of a case"),
+        ({"MON": {"obey": -1}}, "true, false, null or the name of a case"),
+        ({"BF_a_b": {"obey": 2}}, "true, false, null or the name of a case"),
         ({"R": {"obey": ""}}, "the two must say the same"),
         ({"R": {"obey": True, "verdict": "separate"}}, "the two must say the same"),
         ({"R": {"obey": None, "verdict": "fused"}}, "the two must say the same"),
@@ -144,6 +146,13 @@ def test_a_bad_file_is_refused_by_name(load, data, words):
         load(data)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_numbers_of_the_original_are_words(load):
+    found = load({"BF_a_b": {"obey": 1}, "BF_b_a": {"obey": 0}, "MON": {"obey": 2}})
+    assert [rule.alone.obey for rule in found.rules.values()] == [True, False, "first"]
+    other = load({"BF_a_b": {"obey": 0}, "BF_b_a": {"obey": 0}, "MON": {"obey": 0}})
+    assert [each.rule for each in compare(found, other).differences] == ["BF_a_b", "MON"]
 
 
 def test_cases_that_there_are(load):

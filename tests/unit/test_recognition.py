@@ -188,7 +188,8 @@ ONE = {
         lambda b, x: b.op("ReduceMean", x, shape=(1, 16, 8, 1), axes=[-1]),
     ),
     "square": ("square", lambda b, x: b.op("SQUARE", x)),
-    "power": ("pow", lambda b, x: b.number("Pow", x, 2)),
+    "power of two": ("square", lambda b, x: b.number("Pow", x, 2)),
+    "power": ("pow", lambda b, x: b.number("Pow", x, 3)),
     "negative": ("neg", lambda b, x: b.op("Neg", x)),
     "padding": ("pad", lambda b, x: b.op("Pad", x, b.constant([1] * 8))),
     "padding with zeros": (

@@ -161,7 +161,7 @@ def parse_rules(data: Mapping[str, Any], name: str, *, where: str = "") -> RuleS
     """Rules of what a rule file holds.
 
     Args:
-        data: Name of a rule -> the rule.
+        data: Name of a rule -> the rule. Of the original nn-Meter an answer may be a number.
         name: What the rules are called.
         where: Where they stand, for messages; empty: what they are called.
 
@@ -188,7 +188,7 @@ def parse_rules(data: Mapping[str, Any], name: str, *, where: str = "") -> RuleS
 
 
 def _read_rule(name: str, entry: Any, where: str) -> Rule:
-    data = _object(entry, where, "a rule")
+    data = _in_words(name, _object(entry, where, "a rule"))
     findings = _read_findings(name, data, where)
     environment = data.get("environment")
     if environment is not None:
@@ -198,6 +198,18 @@ def _read_rule(name: str, entry: Any, where: str) -> Rule:
         for number, inner in enumerate(_list(data.get("sizes", []), where, '"sizes"'), start=1)
     )
     return Rule(name=name, findings=findings, environment=environment, sizes=sizes)
+
+
+def _in_words(name: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A rule that says yes or no, or names a case, where the original has a number."""
+    number = data.get("obey")
+    if type(number) is not int:
+        return data
+    if name == "MON" and number >= 0:
+        return {**data, "obey": FIRST_READER if number else False}
+    if name.startswith("BF_") and number in (0, 1):
+        return {**data, "obey": number == 1}
+    return data
 
 
 def _read_findings(name: str, data: Mapping[str, Any], where: str) -> dict[str, Finding]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from nn_meter.fusion_rules.read import FIRST_READER
 from nn_meter.kernel_detector.customized import Customized, find_blocks
 from nn_meter.kernel_detector.groups import Decision, Group
 from nn_meter.kernel_detector.pair_rules import Answer, Place, Rulebook, find_chains
 from nn_meter.kernel_detector.recognition import Node, Recognized
-from nn_meter.kernel_detector.rule_source import FIRST_READER
 from nn_meter.kernel_detector.standing import Standing
 
 __all__ = ["Split"]

@@ -331,6 +331,7 @@ _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "one_operand": lambda steps, step: len(steps.data(step)) == 1,
     "channelwise": _is_channelwise,
     "one_number": _is_of_one_number,
+    "to_two": lambda steps, step: steps.number(step.inputs[1]) == 2.0,
     "with_zeros": _pads_with_zeros,
     "flattens": _flattens,
     "over_space": _is_over_space,

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nn_meter.builder.backends.tflite.bounded import (
+from nn_meter.builder.backends.tflite.programs import (
     Ended,
     TimeUpError,
     TooMuchError,
