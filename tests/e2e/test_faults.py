@@ -6,6 +6,7 @@ The faults are real, in a process that runs ONNX Runtime: faulty_backend.py has 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from driving import SMALL, User, all_json_files, edit, results, rounds, visits
+from driving import NN_METER, SMALL, User, all_json_files, edit, results, rounds, visits
 
 LIMIT_S = 15
 
@@ -159,21 +160,100 @@ def test_a_model_that_crashes_conversion_loading_or_its_graph_costs_its_test_cas
     assert not left_over(faulty)
 
 
-def test_a_crash_while_the_clock_is_asked_costs_no_question(faulty):
+@pytest.mark.parametrize("fault", ["killed", "hang"])
+def test_what_happens_once_while_the_clock_is_asked_costs_no_question(faulty, fault):
     """All that the process had loaded goes with it, and is loaded again."""
-    place = ask(faulty, ["conv_relu", "relu_relu"], {"time": {"Relu": "killed"}}, "latency")
     once = faulty.folder / "once"
-    edit(place, "backend_config.yaml", FAULTS={"time": {}})
-    faulty.succeed("run", "--workspace", "ws", "--evidence", "formula")
-    edit(place, "backend_config.yaml", FAULTS={"time": {"Relu": "killed"}}, ONCE=str(once))
+    place = ask(faulty, ["conv_relu", "relu_relu"], {}, "formula")
+    faulty.succeed("run", "--workspace", "ws")
+    faults = {"time": {"Relu": fault}}
+    edit(place, "backend_config.yaml", FAULTS=faults, ONCE=str(once))
 
-    done = faulty.nn_meter("run", "--workspace", "ws", "--time-limit", 60)
+    done = faulty.nn_meter(
+        "run", "--workspace", "ws", "--evidence", "latency", "--time-limit", LIMIT_S
+    )
 
     assert done.code == 0, done.err
     assert once.exists()
     rules = results(place, "detected_fusion_rule.json")
     assert set(rules) == {"BF_conv_relu", "BF_relu_relu"}
+    for rule in rules.values():  # open at most because the machine was slow
+        assert rule["evidence"] == "latency"
+        assert rule["verdict"] != "undecided" or not re.search(
+            "ended|longer|crash", rule["reason"]
+        ), rule["reason"]
     assert not left_over(faulty)
+
+
+def test_a_model_that_always_hangs_under_the_clock_costs_its_test_case(faulty):
+    faults = {"time": {"Sigmoid": "hang"}}
+    place = ask(faulty, ["conv_relu", "relu_sigmoid"], faults, "latency")
+
+    done = faulty.nn_meter("run", "--workspace", "ws", "--time-limit", 5)
+
+    assert done.code == 0, done.err
+    rules = results(place, "detected_fusion_rule.json")
+    assert rules["BF_relu_sigmoid"]["verdict"] == "undecided"
+    assert "longer than its time limit of 5 s" in rules["BF_relu_sigmoid"]["reason"]
+    assert not re.search("ended|longer|crash", rules["BF_conv_relu"].get("reason", ""))
+    assert set(failures(place)) == {"BF_relu_sigmoid"}
+    assert not left_over(faulty)
+
+
+OPERATORS = """
+import ctypes, os
+from nn_meter.builder.nn_modules.onnx.operators import Relu
+
+class Exits(Relu):
+    def get_model(self):
+        os._exit(3)
+
+class Segfaults(Relu):
+    def get_model(self):
+        ctypes.string_at(0)
+
+class Hangs(Relu):
+    def get_model(self):
+        ctypes.PyDLL(None).sleep(1000)
+
+class Raises(Relu):
+    def get_model(self):
+        raise SystemExit("no model today")
+"""
+
+
+def test_operators_that_end_or_hang_the_process_that_makes_models_cost_their_test_cases(user):
+    package = user.folder / "package"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "script.py").write_text(OPERATORS)
+    names = ("exits", "segfaults", "hangs", "raises")
+    for name in names:
+        (user.folder / "meta.yaml").write_text(
+            f"builtin_name: {name}\nimplement: onnx\npackage_location: {package}\n"
+            f"class_module: script\nclass_name: {name.capitalize()}\n"
+        )
+        user.succeed("register", "--operator", "meta.yaml")
+    user.succeed("create", "--onnxruntime-workspace", "ws")
+    place = user.folder / "ws"
+    cases = ["conv_relu", *(f"conv_{name}" for name in names)]
+    asked = {"BASIC_TESTCASES": cases, "OTHER_TESTCASES": []}
+    edit(place, **SMALL | {"IMPLEMENT": "onnx"} | asked, EVIDENCE="auto")
+    edit(place, "backend_config.yaml", RUNS=10, WARMUPS=1)
+
+    done = user.nn_meter("run", "--workspace", "ws", "--time-limit", 5)
+
+    assert done.code == 0, done.err
+    rules = results(place, "detected_fusion_rule.json")
+    assert {name: rule["verdict"] for name, rule in rules.items()} == {"BF_conv_relu": "fused"}
+    for told in (
+        "BF_conv_exits left out: exits: building it ended with exit code 3",
+        "BF_conv_segfaults left out: segfaults: building it was ended by SIGSEGV",
+        "BF_conv_hangs left out: hangs: building it took longer than its time limit of 5 s",
+        "BF_conv_raises left out: raises: building it ended with exit code 1: no model today",
+    ):
+        assert told in done.out
+    assert not left_over(user)
 
 
 # --- disks ---------------------------------------------------------------------------------------
@@ -225,15 +305,43 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(user, disk):
     assert not failures(place)
 
 
-def test_a_read_only_workspace_is_refused(user, disk):
+def test_a_read_only_disk_is_refused(user, disk):
     user.succeed("create", "--onnxruntime-workspace", "disk/ws")
     edit(disk / "ws", **SMALL, BASIC_TESTCASES=["relu_relu"], OTHER_TESTCASES=[])
-    user.run("mount", "-o", "remount,ro", disk)
+    remounted = user.run("mount", "-o", "remount,ro", disk)
+    if remounted.code:
+        pytest.skip(f"no disk can be made read-only here: {remounted.err}")
     for command in ("run", "ruletest generate"):
         line = user.fail(4, *command.split(), "--workspace", "disk/ws")
         assert f"{disk}/ws/fusion_rule_test" in line
         assert f"make the disk at {disk} (" in line
         assert "writable, or use a workspace elsewhere" in line
+
+
+def test_a_workspace_that_one_may_not_write_is_refused(user):
+    user.succeed("create", "--onnxruntime-workspace", "ws")
+    place = user.folder / "ws"
+    edit(place, **SMALL, BASIC_TESTCASES=["relu_relu"], OTHER_TESTCASES=[])
+    folders = [place, *(path for path in place.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    plain = ["setpriv", "--bounding-set", "-all"] if os.geteuid() == 0 else []
+    try:
+        if plain and user.run(*plain, "true").code:
+            pytest.skip("nobody here can do without an administrator's rights")
+        assert user.run(*plain, "touch", place / "x").code
+        before = sorted(place.rglob("*"))
+        for command in ("run", "ruletest generate"):
+            done = user.run(*plain, NN_METER, *command.split(), "--workspace", "ws")
+            assert (done.code, done.out) == (4, ""), done
+            (line,) = done.complaints
+            assert line.startswith("nn-meter: error: ")
+            assert str(place) in line
+            assert "writable, or use a workspace elsewhere" in line
+        assert sorted(place.rglob("*")) == before
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
 
 
 # --- damaged files -------------------------------------------------------------------------------

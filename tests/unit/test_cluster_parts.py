@@ -349,6 +349,30 @@ def test_a_device_that_is_away_is_waited_for_from_when_it_was_there(model, clock
     assert not away
 
 
+def test_a_device_that_left_while_nobody_asked_for_one_is_waited_for_from_then_on(clock):
+    """The phase before was this machine's own, and longer than a device is waited for."""
+    link = Link(a=1)
+    phones = Fleet(link, "phone", 45)
+    phones.release(phones.lease(lambda: True))
+    here = link.workers
+    link.workers = {}
+    for back in (True, False):
+        clock(300)
+        looks = iter(range(1000))
+
+        def until_it_is_back(seconds: float, back=back, looks=looks) -> None:
+            clock(1)
+            link.workers = here if back and next(looks) == 30 else link.workers
+
+        link.condition.wait = until_it_is_back
+        if back:
+            phones.release(phones.lease(lambda: True))
+            link.workers = {}
+        else:
+            with pytest.raises(ClusterLostError, match="has offered the device 'phone' for 45 s"):
+                phones.lease(lambda: True)
+
+
 def test_nobody_that_waits_takes_a_device_that_is_away_for_one_that_is_there(clock):
     link = Link(a=1)
     phones = Fleet(link, "phone", 45)

@@ -45,12 +45,14 @@ def check_room(path: Path) -> None:
 
 
 def reason_of(exc: OSError, path: Path) -> str:
-    """Why a file cannot be written, in words; a disk that takes no more is named."""
+    """Why a file cannot be written, in words, and what to do; a full disk is named."""
     reason = exc.strerror or str(exc)
     if is_full(exc):
         return f"{reason}: {full_disk(path)}"
     if exc.errno == errno.EROFS:
         return f"{reason}: {read_only_disk(path)}"
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return f"{reason}: make {_existing(path)} writable, or use a workspace elsewhere"
     return reason
 
 
@@ -79,4 +81,12 @@ def _disk(path: Path) -> str:
 def _existing(path: Path) -> Path:
     """A file, or the nearest folder above it that is there."""
     whole = path.absolute()
-    return next(above for above in (whole, *whole.parents) if above.exists())
+    return next(above for above in (whole, *whole.parents) if _exists(above))
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file is there; one whose folder nobody may look into is not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _BATCH = 32
 _ENOUGH_VALUES = 24  # whether a relu changes them: a toss of a coin each
 _FEW = 32
+_CODE = (".py", ".c")
 
 Outcome = ExecutedGraph | Failure
 
@@ -134,8 +135,9 @@ def is_known(store: Store, environment: int, digest: str) -> bool:
 def _reader() -> str:
     """The version of the code that reads graphs: what an older one read is read anew."""
     digest = hashlib.sha256()
-    for file in sorted(Path(backends.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(backends.__file__).parent.rglob("*")):
+        if file.suffix in _CODE:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -63,7 +63,7 @@ class Fleet:
         self.link, self.kind = link, kind
         self.expected: dict[str, Any] | None = None
         self._wait_s = wait_s
-        self._seen_s = time.monotonic()
+        self._seen_s = self._asked_s = time.monotonic()
         self._busy: set[Place] = set()
         self._used_s: dict[Place, float] = {}
         self._left_out: dict[Place, str] = {}
@@ -97,7 +97,10 @@ class Fleet:
             ClusterLostError: There has been none for long, or the scheduler is lost.
         """
         with self.link.condition:
+            if not self._busy:  # while nobody asked, nobody saw whether there was one
+                self._seen_s += time.monotonic() - self._asked_s
             while True:
+                self._asked_s = time.monotonic()
                 self.link.check()
                 if self._given_up or not goes_on():
                     raise StoppedError
@@ -139,7 +142,7 @@ class Fleet:
         """Give a device back; ``anew``: whoever has it next is to replace the process there."""
         with self.link.condition:
             self._busy.discard(lease.place)
-            self._used_s[lease.place] = now = time.monotonic()
+            self._used_s[lease.place] = self._asked_s = now = time.monotonic()
             if self._resting.get(lease.place, (0.0, ""))[0] <= now:  # else it was just found unfit
                 self._resting.pop(lease.place, None)
                 self._seen_s = now
