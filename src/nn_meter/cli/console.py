@@ -9,13 +9,16 @@ import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nn_meter.progress import Progress
 
-__all__ = ["log_to_stderr", "print_json", "progress_shown", "quiet", "say"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["log_to_stderr", "print_json", "progress_shown", "quiet", "say", "show_table"]
 
 _JOINERS = "\u200c\u200d"
 _PLAIN_EVERY_S = 10.0
@@ -41,6 +44,18 @@ def _is_harmless(character: str) -> bool:
     return (
         character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
     )
+
+
+def show_table(table: Table, *, widest: int = 200) -> None:
+    """Print a table; in a pipe as wide as it needs, up to ``widest`` or what its words take."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        needed = console.measure(table, options=console.options.update(width=10_000))
+        width = max(console.width, needed.minimum, min(needed.maximum, widest))
+        console = Console(highlight=False, width=width)
+    console.print(table)
 
 
 def print_json(data: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nn_meter.cli.console import log_to_stderr, print_json
+from nn_meter.cli.console import log_to_stderr, print_json, show_table
 from nn_meter.cli.options import debug_option, json_option
 from nn_meter.fusion_rules.compare import Comparison, Difference, compare
 from nn_meter.fusion_rules.read import read_rules, read_shipped, shipped_names
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["diff"]
 
 _LEAST_FOR_KERNELS = 24
-_WIDEST = 200
 _MOST_NAMES = 12
 
 
@@ -137,12 +136,10 @@ def _print_table(
         return
     console = Console()
     table = _table(rows, title, with_kernels=True)
-    needed = console.measure(table, options=console.options.update(width=10_000))
-    if not console.is_terminal:
-        console = Console(width=max(console.width, needed.minimum, min(needed.maximum, _WIDEST)))
-    elif console.width < needed.minimum:
+    unbounded = console.options.update(width=10_000)
+    if console.is_terminal and console.width < console.measure(table, options=unbounded).minimum:
         table = _table(rows, title, with_kernels=False)
-    console.print(table)
+    show_table(table)
     if len(table.columns) == 4:
         click.echo("(a wider terminal shows the kernels; --json has them, too)")
 

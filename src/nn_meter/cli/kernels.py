@@ -14,7 +14,7 @@ import click
 
 from nn_meter.builder.workspace import Workspace, atomic_write, make_folder, write_json
 from nn_meter.cli import options
-from nn_meter.cli.console import log_to_stderr, one_line, print_json
+from nn_meter.cli.console import log_to_stderr, one_line, print_json, show_table
 from nn_meter.cli.kernels_costs import (
     Profiled,
     check_profile,
@@ -315,7 +315,6 @@ def _page(found: _Found) -> str:
 
 def _print(found: _Found) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -335,7 +334,7 @@ def _print(found: _Found) -> None:
             *(" ".join(_shape(shape) for shape in each) for each in shapes),
         ]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
-    Console(highlight=False).print(table)
+    show_table(table)
     summary = found.summary
     click.echo(
         f"{one_line(found.graph.name)}: {len(found.graph.ops)} ops in {len(found.kernels)} "

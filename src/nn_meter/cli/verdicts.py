@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from nn_meter.cli.console import one_line
+from nn_meter.cli.console import one_line, show_table
 
 __all__ = ["FORMULA", "print_files", "print_table", "saved", "verdicts_json"]
 
+_WIDEST = 100
 _STYLES = {"fused": "green", "separate": "cyan"}
 _OPEN = ("undecided", "unsupported", "unmet")
 _KEPT = (
@@ -54,7 +55,6 @@ def print_table(
     refused: Mapping[str, str],
 ) -> None:
     """Print a table of verdicts with what is behind them, and what is left open and why."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -91,10 +91,7 @@ def print_table(
             *([saved(_clock(verdict))] if clocked else []),
             *([_ms(models.get("block", {})), "  ".join(ops)] if timed else []),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 100))
-    console.print(table)
+    show_table(table, widest=_WIDEST)
     counts = Counter(str(verdict["verdict"]) for verdict in detected.values())
     click.echo(", ".join(f"{count} {word}" for word, count in counts.most_common()))
     for name, verdict in detected.items():
