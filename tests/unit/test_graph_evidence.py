@@ -98,6 +98,26 @@ def test_a_sum_that_the_other_convolution_takes_is_not_this_ones():
     assert pair(conv, add, neither).verdict == "separate"
 
 
+def test_an_op_that_is_moved_to_the_other_operand_is_a_kernel_still():
+    """OpenVINO scales an operand of a product instead of what comes out."""
+    product = branched(("MatMul", ["x", "y"], "o"))
+    moved = branched(("Mul", ["y"], "s"), ("MatMul", ["x", "s"], "o"))
+    taken = branched(("FusedMatMul", ["x", "y"], "o"))
+    assert pair(product, row("Mul"), moved).verdict == "separate"
+    assert pair(product, row("Mul"), taken).verdict == "fused"
+    parts = {
+        **{"0-1": branched(("Conv", ["y"], "c"), ("MatMul", ["x", "c"], "o"))},
+        **{"1-2": row("Mul"), "operand-0": row("Conv")},
+    }
+    for kernels, verdict in (
+        ([("Conv", ["y"], "c"), ("Mul", ["c"], "s"), ("MatMul", ["x", "s"], "o")], "separate"),
+        ([("Conv[scale]", ["y"], "c"), ("MatMul", ["x", "c"], "o")], "separate"),
+        ([("Conv", ["y"], "c"), ("FusedMatMul", ["x", "c"], "o")], "fused"),
+    ):
+        found = judge_chain(("bmm", "scale"), {**parts, "0-2": branched(*kernels)}, rule="r")
+        assert found.verdict == verdict, kernels
+
+
 def test_without_tensors_the_operands_own_nodes_are_taken_off():
     parts = {
         "0-1": row("Conv", told=False),

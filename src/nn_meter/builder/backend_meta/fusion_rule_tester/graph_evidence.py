@@ -3,7 +3,8 @@
 A block of ops that fuse executes fewer compute nodes than its ops alone; where the runtime tells
 which of the model's ops a node covers, one node covers both. Nodes count that depend on the model's
 first input: a node that prepares another operand is no part of the chain, and so a sum that another
-convolution takes over is not taken for one that this one fused with.
+convolution takes over is not taken for one that this one fused with. A node there that the operand
+has not by itself does the work of an op of the chain, and counts.
 """
 
 from __future__ import annotations
@@ -278,7 +279,7 @@ class _Chain:
 
     def _count(self, first: int, end: int) -> int:
         """Compute nodes of some of the ops, less those of what is around them."""
-        found = _on_the_way(self._of(first, end))
+        found = _on_the_way(self._of(first, end)) + self._moved_aside(first, end)
         if self._context and first == 0:
             found -= _on_the_way(_graph(self._parts[BEFORE]))
         if self._context and end == self._n:
@@ -290,6 +291,18 @@ class _Chain:
                 if operand_name(position) in self._parts
             )
         return found
+
+    def _moved_aside(self, first: int, end: int) -> int:
+        """Compute nodes that prepare other operands, and that these do not execute by themselves.
+
+        They do work of the ops: a product's scale may be put upon one of its operands, or into the
+        convolution that this one comes from.
+        """
+        found = _aside(self._of(first, end))
+        for position in range(first, end):
+            if (operand := self._parts.get(operand_name(position))) is not None:
+                found = found - _types(_graph(operand))
+        return found.total()
 
     def _own_types(self, first: int, end: int) -> Counter[str]:
         """Types of the compute nodes of some of the ops, without those of what is around them."""
@@ -326,6 +339,11 @@ def _undecided(pair: tuple[str, str], reason: str) -> Edge:
 def _on_the_way(graph: ExecutedGraph) -> int:
     """Compute nodes that depend on the model's first input; all, where tensors are not told."""
     return _types_on_the_way(graph).total()
+
+
+def _aside(graph: ExecutedGraph) -> Counter[str]:
+    """Types of the compute nodes that do not depend on the model's first input."""
+    return _types(graph) - _types_on_the_way(graph)
 
 
 def _types_on_the_way(graph: ExecutedGraph) -> Counter[str]:
