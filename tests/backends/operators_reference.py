@@ -316,6 +316,18 @@ def softmax(tensors: list[Array], weights: list[Array], setting: Setting) -> Arr
     return powers / sum(powers)
 
 
+def rowsoftmax(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    """Over the last axis, whichever that is in the framework's layout."""
+    powers = np.exp(tensors[0])
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@channels_first
+def bmm(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
+    one, other = tensors
+    return np.stack([np.dot(a, b) for a, b in zip(one, other, strict=True)])
+
+
 def runningsum(tensors: list[Array], weights: list[Array], setting: Setting) -> Array:
     """Along the last axis, whichever that is in the framework's layout."""
     out = tensors[0].copy()
@@ -427,4 +439,6 @@ OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
     "MulScalar": mulscalar,
     "Square": square,
     "Mean": mean,
+    "BMM": bmm,
+    "RowSoftmax": rowsoftmax,
 }

@@ -33,6 +33,7 @@ BOTH_RANKS = (
     *("Swish", "Gelu", "LeakyRelu", "PRelu", "HardSigmoid", "Tanh"),
     *("LayerNorm", "Softmax", "MatMul", "Mul", "RunningSum"),
     *("Bias", "Center", "Scale", "AddScalar", "MulScalar", "Square", "Mean"),
+    "RowSoftmax",
 )
 WITH_WEIGHTS = (
     *("Conv", "DwConv", "ConvTrans", "BatchNorm", "SE", "FC"),
@@ -74,7 +75,8 @@ def windowed_cases(*, half: bool = False) -> list[Case]:
 
 
 def other_cases() -> list[Case]:
-    found = [Case(name, IMAGE) for name in OPERATORS if name not in WINDOWED]
+    found = [Case(name, IMAGE) for name in OPERATORS if name not in (*WINDOWED, "BMM")]
+    found += [Case("BMM", (3, 5, 5)), Case("BMM", (1, 2, 2))]
     found += [Case(name, VECTOR) for name in BOTH_RANKS]
     for name in ("FC", "MatMul"):
         found += [Case(name, shape, (("COUT", 16),)) for shape in (VECTOR, IMAGE)]
@@ -85,7 +87,16 @@ def other_cases() -> list[Case]:
     found += [Case("Pad", (3, 1, 2), (("KERNEL_SIZE", size),)) for size in (1, 2, 4, 7)]
     found += [
         Case(name, (3, 1, 5))
-        for name in ("PRelu", "LayerNorm", "Softmax", "Mul", "RunningSum", "Scale", "Mean")
+        for name in (
+            "PRelu",
+            "LayerNorm",
+            "Softmax",
+            "Mul",
+            "RunningSum",
+            "Scale",
+            "Mean",
+            "RowSoftmax",
+        )
     ]
     # An odd size of 1 pixel, a kernel larger than the input with padding, an even kernel of 4.
     for name in WINDOWED:
@@ -101,7 +112,10 @@ CASES = {
     implement: [*windowed_cases(half=implement == "tensorflow"), *other_cases()]
     for implement in IMPLEMENTS
 }
-DEFAULTS = [Case(name, IMAGE) for name in OPERATORS] + [Case(name, VECTOR) for name in BOTH_RANKS]
+SQUARE = (4, 6, 6)
+DEFAULTS = [Case(name, SQUARE if name == "BMM" else IMAGE) for name in OPERATORS] + [
+    Case(name, VECTOR) for name in BOTH_RANKS
+]
 
 
 @pytest.fixture(params=IMPLEMENTS)

@@ -92,7 +92,7 @@ def test_lists(user):
     ]
     operators = user.succeed("--list-operators").splitlines()
     assert operators[0] == "(nn-Meter) Supported operators: ('*' indicates customized operators)"
-    assert len(operators) == 1 + 38
+    assert len(operators) == 1 + 40
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
         *(
@@ -606,21 +606,25 @@ def test_a_file_in_place_of_the_store_is_moved_aside(small):
 
 
 def test_a_workspace_that_cannot_be_written(small):
-    command = [NN_METER, "run", "--workspace", "ws"]
+    plain = []
     if os.geteuid() == 0:  # root may write everywhere, unless that is taken from it
         if shutil.which("setpriv") is None:
             pytest.skip("setpriv is not installed")
-        command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+        plain = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     place = small.folder / "ws"
+    before = sorted(place.rglob("*"))
     place.chmod(0o555)
     try:
-        done = small.run(*command)
+        for command in ("run", "ruletest generate"):
+            done = small.run(*plain, NN_METER, *command.split(), "--workspace", "ws")
+            assert done.code == 4
+            (line,) = done.complaints
+            assert line.startswith(f"nn-meter: error: {place}")
+            assert f"cannot be written: Permission denied: make {place}" in line
+            assert line.endswith("writable, or use a workspace elsewhere")
     finally:
         place.chmod(0o755)
-    assert done.code == 4
-    (line,) = done.complaints
-    assert line.startswith(f"nn-meter: error: {place}")
-    assert line.endswith(": cannot be written: Permission denied")
+    assert sorted(place.rglob("*")) == before
 
 
 def test_a_workspace_can_be_moved(small):

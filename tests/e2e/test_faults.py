@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from driving import NN_METER, SMALL, User, all_json_files, edit, results, rounds, visits
+from driving import SMALL, User, all_json_files, edit, results, rounds, visits
 
 LIMIT_S = 15
 
@@ -316,32 +316,6 @@ def test_a_read_only_disk_is_refused(user, disk):
         assert f"{disk}/ws/fusion_rule_test" in line
         assert f"make the disk at {disk} (" in line
         assert "writable, or use a workspace elsewhere" in line
-
-
-def test_a_workspace_that_one_may_not_write_is_refused(user):
-    user.succeed("create", "--onnxruntime-workspace", "ws")
-    place = user.folder / "ws"
-    edit(place, **SMALL, BASIC_TESTCASES=["relu_relu"], OTHER_TESTCASES=[])
-    folders = [place, *(path for path in place.rglob("*") if path.is_dir())]
-    for folder in folders:
-        folder.chmod(0o555)
-    plain = ["setpriv", "--bounding-set", "-all"] if os.geteuid() == 0 else []
-    try:
-        if plain and user.run(*plain, "true").code:
-            pytest.skip("nobody here can do without an administrator's rights")
-        assert user.run(*plain, "touch", place / "x").code
-        before = sorted(place.rglob("*"))
-        for command in ("run", "ruletest generate"):
-            done = user.run(*plain, NN_METER, *command.split(), "--workspace", "ws")
-            assert (done.code, done.out) == (4, ""), done
-            (line,) = done.complaints
-            assert line.startswith("nn-meter: error: ")
-            assert str(place) in line
-            assert "writable, or use a workspace elsewhere" in line
-        assert sorted(place.rglob("*")) == before
-    finally:
-        for folder in folders:
-            folder.chmod(0o755)
 
 
 # --- damaged files -------------------------------------------------------------------------------

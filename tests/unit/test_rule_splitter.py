@@ -406,7 +406,7 @@ def test_an_operand_that_a_pool_passes_on() -> None:
 def test_what_a_pool_took_in_context_is_asked_alone() -> None:
     """``BF_scale_mul`` in context is about a pool's kernel where pools take scales."""
     b = Builder()
-    x = b.op("Mul", b.op("Softmax", b.input()), b.constant(shape=(1, 16, 1, 1)))
+    x = b.op("Mul", b.op("Softmax", b.input(), axis=1), b.constant(shape=(1, 16, 1, 1)))
     graph = b.graph(b.relu(x))
     given = rules(scale_relu=when(True, context=False))
     assert types(graph, given) == ["softmax", "scale", "relu"]

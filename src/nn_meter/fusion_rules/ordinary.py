@@ -23,12 +23,16 @@ _CHAINS = (
     "center_scale_conv",  # an input made normal: the convolution's weights could take in both
     "bias_scale_conv",
     "scale_bias_conv",
+    # of attention
+    "bmm_rowsoftmax_bmm",
+    "bmm_mulscalar_rowsoftmax",
+    "bmm_add_rowsoftmax",
 )
 _OTHERS = {
     # where weights, or the end of a kernel, could take in what follows
     "fc": ("add", "mul", "layernorm", "softmax"),
-    "add": ("mul", "softmax", "layernorm"),
-    "mul": ("add", "mul", "softmax", "layernorm", "conv", "fc"),
+    "add": ("mul", "softmax", "rowsoftmax", "layernorm", "bmm"),
+    "mul": ("add", "mul", "softmax", "rowsoftmax", "layernorm", "conv", "fc", "bmm"),
     "bn": ("bn", "add", "mul", "maxpool", "avgpool"),
     # gates
     "sigmoid": ("mul",),
@@ -36,6 +40,9 @@ _OTHERS = {
     "tanh": ("mul",),
     "gelu": ("mul", "fc"),
     "softmax": ("mul",),
+    # attention
+    "bmm": ("bmm", "mulscalar", "add", "mul", "softmax", "rowsoftmax", *_ACTIVATIONS),
+    "rowsoftmax": ("bmm", "mul", "mulscalar"),
     # normalization
     "layernorm": ("fc", "add", "mul", "gelu"),
     "concat": ("bn",),
@@ -46,7 +53,7 @@ _OTHERS = {
     "center": ("bias", "scale", "mulscalar", "square", "relu"),
     "scale": ("bias", "center", "scale", "add", "mul", "relu", "conv"),
     "addscalar": ("relu6", "mulscalar", "square", "scale"),
-    "mulscalar": ("addscalar", "bias", "add", "tanh", "softmax"),
+    "mulscalar": ("addscalar", "bias", "add", "tanh", "softmax", "rowsoftmax", "bmm"),
     "relu": ("scale", "bias", "mulscalar"),
     "relu6": ("scale", "mulscalar"),
     "square": ("mulscalar", "scale", "mul", "add", "mean"),

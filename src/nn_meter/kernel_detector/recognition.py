@@ -408,7 +408,7 @@ def _attributes(steps: Steps, operator: str, group: Sequence[int]) -> dict[str, 
 
 
 def _told(steps: Steps, operator: str, group: Sequence[int]) -> dict[str, Any]:
-    if operator in ("fc", "matmul"):
+    if operator in ("fc", "bmm"):
         return _of_fc(steps, steps.steps[group[0]])
     if len(group) > 1:
         return {}

@@ -317,6 +317,14 @@ def _is_over_last(steps: Steps, step: Step) -> bool:
     )
 
 
+def _is_along_rows(steps: Steps, step: Step) -> bool:
+    """Whether it goes along the last axis of three or more, and that one is no channel's."""
+    shape = steps.shape(step.inputs[0])
+    if shape is None or len(shape) < 3 or steps.graph.layout == "channels_last":
+        return False
+    return int(step.attributes.get("axis", -1)) in (-1, len(shape) - 1)
+
+
 _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "depthwise": _is_depthwise,
     "grouped": lambda steps, step: groups_of(steps, step) > 1,
@@ -336,4 +344,5 @@ _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "flattens": _flattens,
     "over_space": _is_over_space,
     "over_last": _is_over_last,
+    "along_rows": _is_along_rows,
 }

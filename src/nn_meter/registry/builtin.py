@@ -53,6 +53,8 @@ _OPERATORS = {
     "mulscalar": "MulScalar",
     "square": "Square",
     "mean": "Mean",
+    "bmm": "BMM",
+    "rowsoftmax": "RowSoftmax",
 }
 _CONTROLS = {"running_sum": "RunningSum"}
 """Operators that only controls are made of. No list has them; with its "_" the name is nobody's."""

@@ -14,6 +14,7 @@ from nn_meter.builder.nn_modules.base import BaseOperator
 from nn_meter.errors import OddSizeError, ShapeError
 
 __all__ = [
+    "BMM",
     "FC",
     "LAYER_NORM_EPSILON",
     "LEAKY_SLOPE",
@@ -48,6 +49,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RowSoftmax",
     "RunningSum",
     "Scale",
     "Sigmoid",
@@ -365,6 +367,10 @@ class Softmax(_SameShape):
     """Softmax over the channels."""
 
 
+class RowSoftmax(_SameShape):
+    """Softmax over the last axis, whichever that is, as attention takes it."""
+
+
 class RunningSum(_SameShape):
     """The running sum along the last axis, whichever that is."""
 
@@ -394,7 +400,7 @@ class Reshape(_Shaped):
 
 
 class _TwoInputs(_Shaped):
-    ranks = (1, 3)
+    ranks: ClassVar[tuple[int, ...]] = (1, 3)
 
     def check_shape(self) -> None:
         if self.input_shape and isinstance(self.input_shape[0], list | tuple):
@@ -418,6 +424,23 @@ class Mul(_TwoInputs):
     """The product of two tensors, element by element."""
 
     elementwise = True
+
+
+class BMM(_TwoInputs):
+    """The matrix product of two tensors over height and width, for each channel, as of attention.
+
+    Both have the same shape, so height and width must be equal.
+    """
+
+    ranks = (3,)
+
+    def check_shape(self) -> None:
+        super().check_shape()
+        height, width = self.spatial
+        if height != width:
+            raise ShapeError(
+                f"{self.name} multiplies square matrices, but {height} x {width} reaches it"
+            )
 
 
 class Concat(_TwoInputs):

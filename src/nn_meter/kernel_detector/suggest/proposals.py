@@ -19,11 +19,6 @@ Kind = Literal["pair", "situations", "case", "chain", "again", "sizes"]
 LONGEST = 4
 """Of the chains that are proposed."""
 
-_MEANS_ANOTHER = {
-    "matmul": "the tester's matmul is a product with a constant, and this one is of two tensors"
-}
-"""Operators of models that have the name of another one of the tester's."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
@@ -129,8 +124,6 @@ def _unaskable(found: Cut, edge: WrongEdge, testable: Collection[str]) -> str:
     """Why nothing can be asked of an edge; empty: something can."""
     operators = _operators(found, edge)
     for op in operators:
-        if op in _MEANS_ANOTHER:
-            return _MEANS_ANOTHER[op]
         if not any(name in testable for name in (op, *_like(found.model, op))):
             return f"the tester has no operator {op}"
     return ""
@@ -151,7 +144,7 @@ def _around(
 ) -> Iterator[Proposal]:
     said = "fused" if edge.fused else "separate"
     for ops, position, _ in _windows(found.model, _paths(found.model, edge), length):
-        if all(op in testable and op not in _MEANS_ANOTHER for op in ops):
+        if all(op in testable for op in ops):
             yield Proposal(
                 kind="chain",
                 name=_rule(ops),
@@ -217,7 +210,7 @@ def _pairs(model: Recognized, asked: Sequence[str], testable: Collection[str]) -
     first = (one, *known.stands_for.get(one, ()))
     second = (other, *folds, *known.stands_for.get(other, ()))
     for a, b in product(first, second):
-        if a in testable and b in testable and not {a, b} & _MEANS_ANOTHER.keys():
+        if a in testable and b in testable:
             yield _rule((a, b))
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nn_meter.builder.nn_modules.onnx.models import Graph
 
 __all__ = [
+    "BMM",
     "FC",
     "SE",
     "Add",
@@ -49,6 +50,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RowSoftmax",
     "RunningSum",
     "Scale",
     "Sigmoid",
@@ -375,6 +377,13 @@ class Softmax(_Onnx, shapes.Softmax):
         return lambda graph, x: graph.op("Softmax", [x], axis=1)
 
 
+class RowSoftmax(_Onnx, shapes.RowSoftmax):
+    """Softmax over the last axis."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op("Softmax", [x], axis=-1)
+
+
 class Reshape(_Onnx, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -395,6 +404,13 @@ class Mul(_Onnx, shapes.Mul):
 
     def get_model(self) -> Model:
         return lambda graph, inputs: graph.op("Mul", inputs)
+
+
+class BMM(_Onnx, shapes.BMM):
+    """Matrix product of two tensors over height and width."""
+
+    def get_model(self) -> Model:
+        return lambda graph, inputs: graph.op("MatMul", inputs)
 
 
 class Concat(_Onnx, shapes.Concat):

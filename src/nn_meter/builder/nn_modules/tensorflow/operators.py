@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from nn_meter.builder.nn_modules import shapes
 
 __all__ = [
+    "BMM",
     "FC",
     "SE",
     "Add",
@@ -45,6 +46,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RowSoftmax",
     "RunningSum",
     "Scale",
     "Sigmoid",
@@ -329,6 +331,14 @@ class Softmax(_TensorFlow, shapes.Softmax):
         return lambda inputs: tf.nn.softmax(inputs)
 
 
+class RowSoftmax(_TensorFlow, shapes.RowSoftmax):
+    """Softmax over the last axis."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.nn.softmax(inputs)
+
+
 class Reshape(_TensorFlow, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -355,6 +365,19 @@ class Mul(_TensorFlow, shapes.Mul):
     def get_model(self) -> Function:
         tf = _tensorflow()
         return lambda inputs: tf.multiply(*inputs)
+
+
+class BMM(_TensorFlow, shapes.BMM):
+    """Matrix product of two tensors over height and width."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+
+        def func(inputs: Any) -> Any:
+            a, b = (tf.transpose(x, [0, 3, 1, 2]) for x in inputs)
+            return tf.transpose(tf.matmul(a, b), [0, 2, 3, 1])
+
+        return func
 
 
 class Concat(_TensorFlow, shapes.Concat):

@@ -15,6 +15,7 @@ from nn_meter.builder.nn_modules.shapes import conv_output, transposed_padding
 from nn_meter.errors import NotInstalledError
 
 __all__ = [
+    "BMM",
     "FC",
     "SE",
     "Add",
@@ -46,6 +47,7 @@ __all__ = [
     "Relu6",
     "Reshape",
     "Resize",
+    "RowSoftmax",
     "RunningSum",
     "Scale",
     "Sigmoid",
@@ -313,6 +315,13 @@ class Softmax(_Torch, shapes.Softmax):
         return _import("torch.nn").Softmax(dim=1)
 
 
+class RowSoftmax(_Torch, shapes.RowSoftmax):
+    """Softmax over the last axis."""
+
+    def get_model(self) -> Any:
+        return _import("torch.nn").Softmax(dim=-1)
+
+
 class Reshape(_Torch, shapes.Reshape):
     """New sizes, the data in its place."""
 
@@ -333,6 +342,13 @@ class Mul(_Torch, shapes.Mul):
 
     def get_model(self) -> Callable[[Sequence[Any]], Any]:
         return lambda inputs: inputs[0] * inputs[1]
+
+
+class BMM(_Torch, shapes.BMM):
+    """Matrix product of two tensors over height and width."""
+
+    def get_model(self) -> Callable[[Sequence[Any]], Any]:
+        return lambda inputs: inputs[0] @ inputs[1]
 
 
 class Concat(_Torch, shapes.Concat):
