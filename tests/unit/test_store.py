@@ -487,6 +487,21 @@ def test_a_store_that_is_damaged_while_it_is_open_is_refused_when_read(tmp_path)
         use()
 
 
+def test_a_schema_that_is_no_text_is_refused_by_file(tmp_path):
+    path = tmp_path / "samples.db"
+    data = sound_store(path)
+    path.write_bytes(
+        data.replace(
+            b"load INTEGER NOT NULL REFERENCES loads", b"load INTEGER NOT NULL REFERENCES lo\x80ds"
+        )
+    )
+    with (
+        pytest.raises(ResultFileError, match=rf"{path}: the sample store cannot be used"),
+        Store(path) as store,
+    ):
+        store.add_round(store.load(1), "T", visits(1))
+
+
 @pytest.mark.parametrize(
     ("column", "value", "read"),
     [

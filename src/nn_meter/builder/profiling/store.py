@@ -425,13 +425,13 @@ class Store:
     def _rows(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(statement, values).fetchall()
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, UnicodeDecodeError) as exc:  # the latter: SQLite's own words too
             raise self._unusable(exc) from exc
 
     def _insert(self, statement: str, *values: Any) -> int:
         try:
             return self._db.execute(statement, values).lastrowid or 0
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, UnicodeDecodeError) as exc:
             raise self._unusable(exc) from exc
 
     def _read(self, reader: Callable[[Any], T], value: Any) -> T:
