@@ -348,7 +348,7 @@ def test_what_is_no_ordinary_file_is_not_replaced(tmp_path):
         (errno.ENOSPC, r"No space left on device: make room on the disk at /.* MB are free\)"),
         (errno.EDQUOT, "quota exceeded: make room on the disk at /"),
         (errno.EROFS, r"Read-only file system: make the disk at /.* writable, or use a workspace"),
-        (errno.EACCES, "Permission denied$"),
+        (errno.EACCES, r"Permission denied: make /.* writable, or use a workspace elsewhere$"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch, number, words):

@@ -429,17 +429,22 @@ class Mul(_TwoInputs):
 class BMM(_TwoInputs):
     """The matrix product of two tensors over height and width, for each channel, as of attention.
 
-    Both have the same shape, so height and width must be equal.
+    The second one is square, so that the product has the shape of the first.
     """
 
     ranks = (3,)
 
     def check_shape(self) -> None:
+        alone = not (self.input_shape and isinstance(self.input_shape[0], list | tuple))
         super().check_shape()
-        height, width = self.spatial
-        if height != width:
+        width = self.spatial[1]
+        square = self.shaped([width, width], self.channels)
+        if alone:
+            self.operand_shapes[1] = square
+        elif self.operand_shapes[1] != square:
             raise ShapeError(
-                f"{self.name} multiplies square matrices, but {height} x {width} reaches it"
+                f"{self.name} multiplies {self.input_shape} by {square}, but the second tensor "
+                f"that reaches it has the shape {self.operand_shapes[1]}"
             )
 
 
