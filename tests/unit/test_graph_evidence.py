@@ -335,6 +335,18 @@ def test_an_edge_that_needs_what_is_before_it():
     assert (found.obey, words(found)) == (True, ["fused", "fused"])
 
 
+def test_a_chain_that_is_one_node_as_a_whole_only():
+    """OpenVINO takes attention as one kernel, and no two neighbours of it."""
+    parts = {
+        **{"a": row("M"), "b": row("S"), "c": row("M")},
+        **{"ab": row("M", "S"), "bc": row("S", "M")},
+    }
+    found = three(**parts, abc=row("MSM"))
+    assert (found.obey, words(found)) == (True, ["fused", "fused"])
+    assert three(**parts, abc=row("X", "Y")).verdict == "undecided"
+    assert three(**parts, abc=row("M", "S", "M")).verdict == "separate"
+
+
 def test_an_op_that_either_neighbour_would_take_goes_where_the_block_has_it():
     parts = {
         **{"a": row("A"), "b": row("B"), "c": row("C")},

@@ -159,6 +159,17 @@ def test_a_chain_of_shapes_folds(write):
     assert graph.tensors["filled"].value.tolist() == [2] * 192
 
 
+def test_a_constant_in_the_type_of_what_is_computed_is_a_constant(write):
+    model = write(
+        [node("CastLike", "w x", "c"), node("Mul", "x c", "y")],
+        constants=[constant("w", np.float64(2.5))],
+    )
+    graph = read_model(model)
+    assert types(graph) == ["Mul"]
+    assert graph.tensors["c"].value == 2.5
+    assert graph.tensors["c"].dtype == "float32"
+
+
 def test_what_is_computed_of_large_constants_keeps_its_shape(write):
     path = write(
         [node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "x t", "y")],

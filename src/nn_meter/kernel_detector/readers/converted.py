@@ -214,7 +214,8 @@ class ConversionJobs:
         inputs = program.example_inputs[0]
         with _blaming(file, "torch cannot export it to ONNX"):
             outputs = len(program.graph_signature.user_outputs)
-            data = by_torch_export(program.module(), inputs, outputs).SerializeToString()
+            model = by_torch_export(program.module(), inputs, outputs, opset=None)
+            data = model.SerializeToString()
         Path(target).write_bytes(data)
 
 

@@ -58,6 +58,10 @@ _SLOW = frozenset({"GatherND", "ScatterElements", "ScatterND"})
 _MOST_SLOW_ELEMENTS = 2**20
 _INDEXED = frozenset({"GatherElements", "OneHot"})
 _ONLY_RESHAPE = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_NUMBERS = frozenset(
+    {TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32}
+    | {TensorProto.INT64}
+)
 _RANDOM = frozenset(
     {
         *("Bernoulli", "Multinomial"),
@@ -181,11 +185,27 @@ class Walk:
         if node.op_type in ("Shape", "Size") and (shape := reads[0].shape) is not None:
             value = _of_shape(node, shape)
             return {node.output[0]: _constant_of(value)}
+        if node.op_type == "CastLike" and len(reads) == 2 and reads[1].constant is None:
+            return self._cast_like(node, *reads)
         if any(known.constant is None for known in reads):
             return None
         if node.op_type == "ConstantOfShape":
             return {node.output[0]: self._filled(node, name, reads[0].constant)}
         return self._computed(node, name)
+
+    def _cast_like(self, node: NodeProto, read: Known, like: Known) -> dict[str, Constant] | None:
+        """A constant in the type of a tensor that is computed: that type is all that is read."""
+        if read.constant is None or like.type is None or not node.output:
+            return None
+        elem_type = like.type.tensor_type.elem_type
+        value = read.constant.value
+        if value is not None and elem_type == read.constant.elem_type:
+            return {node.output[0]: read.constant}
+        if value is not None and value.dtype.kind in "fiub" and elem_type in _NUMBERS:
+            value = value.astype(helper.tensor_dtype_to_np_dtype(elem_type))
+        else:
+            value = None
+        return {node.output[0]: replace(read.constant, elem_type=elem_type, value=value)}
 
     def _held(self, node: NodeProto, name: str) -> Constant:
         """What a ``Constant`` node holds."""

@@ -246,13 +246,16 @@ class _Chain:
 
         From the front each op is joined to all that stand before it, from the back to all that
         stand behind. In a chain of three the two may differ (an addition that either neighbour
-        would take): then that one is right whose groups execute what the block executes.
+        would take): then that one is right whose groups execute what the block executes. A single
+        node is all of them, though no two neighbours fuse.
         """
         ahead = [self._joined((0, k + 1), (k + 1, k + 2)) for k in range(self._n - 1)]
         behind = [self._joined((k, k + 1), (k + 1, self._n)) for k in range(self._n - 1)]
         if ahead == behind:
             return ahead
         fitting = [fused for fused in (ahead, behind) if self._fits(fused)]
+        if not fitting and self._count(0, self._n) == 1 and all(self._computes):
+            return [True] * (self._n - 1)
         return fitting[0] if len(fitting) == 1 else None
 
     def _joined(self, left: tuple[int, int], right: tuple[int, int]) -> bool:

@@ -60,11 +60,16 @@ def by_tracing(
 
 
 def by_torch_export(
-    module: torch.nn.Module, inputs: Sequence[torch.Tensor], n_outputs: int
+    module: torch.nn.Module,
+    inputs: Sequence[torch.Tensor],
+    n_outputs: int,
+    *,
+    opset: int | None = _OPSET,
 ) -> onnx.ModelProto:
     """Export by the ``torch.export`` exporter (``dynamo=True``); as ``by_tracing``.
 
-    Its own optimization is off, which fuses; only the folding of constants is asked for.
+    Its own optimization is off, which fuses; only the folding of constants is asked for. Without
+    an ``opset`` it is torch's own.
     """
     from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
     from onnxscript import optimizer
@@ -74,7 +79,7 @@ def by_torch_export(
             module,
             tuple(inputs),
             dynamo=True,
-            opset_version=_OPSET,
+            opset_version=opset,
             input_names=_names("input", len(inputs)),
             output_names=_names("output", n_outputs),
             optimize=False,
