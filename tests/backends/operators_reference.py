@@ -437,6 +437,7 @@ OPERATORS: dict[str, Callable[[list[Array], list[Array], Setting], Any]] = {
     "Scale": scale,
     "AddScalar": addscalar,
     "MulScalar": mulscalar,
+    "MulOne": mulscalar,
     "Square": square,
     "Mean": mean,
     "BMM": bmm,

@@ -32,7 +32,7 @@ BOTH_RANKS = (
     *("FC", "Relu", "Relu6", "Sigmoid", "Hswish", "Reshape", "Add", "Concat"),
     *("Swish", "Gelu", "LeakyRelu", "PRelu", "HardSigmoid", "Tanh"),
     *("LayerNorm", "Softmax", "MatMul", "Mul", "RunningSum"),
-    *("Bias", "Center", "Scale", "AddScalar", "MulScalar", "Square", "Mean"),
+    *("Bias", "Center", "Scale", "AddScalar", "MulScalar", "MulOne", "Square", "Mean"),
     "RowSoftmax",
 )
 WITH_WEIGHTS = (

@@ -179,6 +179,9 @@ ONE = {
         lambda b, x: b.op("Mul", b.constant(shape=(16, 1, 1)), x),
     ),
     "mul by a number": ("mulscalar", lambda b, x: b.number("Mul", x, 2)),
+    "mul by a number on an axis": ("mulone", lambda b, x: b.op("Mul", b.constant(shape=(1,)), x)),
+    "div by a number on an axis": ("mulone", lambda b, x: b.op("Div", x, b.constant(shape=(1, 1)))),
+    "a number on an axis by x": ("mulc", lambda b, x: b.op("Div", b.constant(shape=(1,)), x)),
     "div by a number": ("mulscalar", lambda b, x: b.number("Div", x, 2)),
     "add of a number": ("addscalar", lambda b, x: b.number("Add", x, 2)),
     "sub of a number for each channel": (
@@ -203,7 +206,6 @@ ONE = {
         lambda b, x: b.op("Pad", x, b.constant([1] * 8), b.constant(-1.0)),
     ),
     "padding by a mirror": ("padc", lambda b, x: b.op("Pad", x, mode="reflect")),
-    "mul by a tensor of one element": ("mulc", lambda b, x: b.op("Mul", x, b.constant([0.5]))),
     "add of a number for each column": (
         "addc",
         lambda b, x: b.op("Add", x, b.constant(shape=(8,))),

@@ -33,7 +33,18 @@ OPERATORS = [
     # ours
     *("swish", "gelu", "leakyrelu", "prelu", "hardsigmoid", "tanh", "layernorm", "softmax"),
     *("matmul", "mul", "pad", "resize", "channelshuffle"),
-    *("bias", "center", "scale", "addscalar", "mulscalar", "square", "mean", "bmm", "rowsoftmax"),
+    *(
+        "bias",
+        "center",
+        "scale",
+        "addscalar",
+        "mulscalar",
+        "mulone",
+        "square",
+        "mean",
+        "bmm",
+        "rowsoftmax",
+    ),
 ]
 OPERATOR = """
     from nn_meter.builder.nn_modules import BaseOperator

@@ -15,7 +15,7 @@ _ACTIVATIONS = (
 )
 _BEFORE_ACTIVATIONS = ("conv", "dwconv", "convtrans", "fc", "bn", "add", "mul")
 _CONVOLUTIONS = ("conv", "dwconv", "convtrans")
-_CONSTANTS = ("bias", "center", "scale", "addscalar", "mulscalar")
+_CONSTANTS = ("bias", "center", "scale", "addscalar", "mulscalar", "mulone")
 """With a constant as the other operand: what weights could take in."""
 
 _CHAINS = (
@@ -26,6 +26,7 @@ _CHAINS = (
     # of attention
     "bmm_rowsoftmax_bmm",
     "bmm_mulscalar_rowsoftmax",
+    "bmm_mulone_rowsoftmax",
     "bmm_add_rowsoftmax",
 )
 _OTHERS = {
@@ -41,8 +42,8 @@ _OTHERS = {
     "gelu": ("mul", "fc"),
     "softmax": ("mul",),
     # attention
-    "bmm": ("bmm", "mulscalar", "add", "mul", "softmax", "rowsoftmax", *_ACTIVATIONS),
-    "rowsoftmax": ("bmm", "mul", "mulscalar"),
+    "bmm": ("bmm", "mulscalar", "mulone", "add", "mul", "softmax", "rowsoftmax", *_ACTIVATIONS),
+    "rowsoftmax": ("bmm", "mul", "mulscalar", "mulone"),
     # normalization
     "layernorm": ("fc", "add", "mul", "gelu"),
     "concat": ("bn",),
@@ -54,6 +55,7 @@ _OTHERS = {
     "scale": ("bias", "center", "scale", "add", "mul", "relu", "conv"),
     "addscalar": ("relu6", "mulscalar", "square", "scale"),
     "mulscalar": ("addscalar", "bias", "add", "tanh", "softmax", "rowsoftmax", "bmm"),
+    "mulone": ("add", "softmax", "rowsoftmax", "bmm"),
     "relu": ("scale", "bias", "mulscalar"),
     "relu6": ("scale", "mulscalar"),
     "square": ("mulscalar", "scale", "mul", "add", "mean"),

@@ -283,6 +283,19 @@ def _is_of_one_number(steps: Steps, step: Step) -> bool:
     return _is_channelwise(steps, step) and steps.shape(steps.constants(step)[0]) == ()
 
 
+def _is_of_one_number_on_an_axis(steps: Steps, step: Step) -> bool:
+    """Whether the only other operand is a constant of one number, with an axis or more."""
+    constants, data = steps.constants(step), steps.data(step)
+    if len(constants) != 1 or len(data) != 1:
+        return False
+    if step.type in ("Div", "DIV") and step.inputs[0] == constants[0]:
+        return False
+    shape, whole = steps.shape(constants[0]), steps.shape(data[0])
+    if not shape or whole is None or len(shape) > len(whole):
+        return False
+    return all(size == 1 for size in shape)
+
+
 def _pads_with_zeros(steps: Steps, step: Step) -> bool:
     if step.attributes.get("mode", "constant") not in ("constant", b"constant"):
         return False
@@ -339,6 +352,7 @@ _CONDITIONS: dict[str, Callable[[Steps, Step], bool]] = {
     "one_operand": lambda steps, step: len(steps.data(step)) == 1,
     "channelwise": _is_channelwise,
     "one_number": _is_of_one_number,
+    "one_number_on_an_axis": _is_of_one_number_on_an_axis,
     "to_two": lambda steps, step: steps.number(step.inputs[1]) == 2.0,
     "with_zeros": _pads_with_zeros,
     "flattens": _flattens,

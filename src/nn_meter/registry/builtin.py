@@ -51,6 +51,7 @@ _OPERATORS = {
     "scale": "Scale",
     "addscalar": "AddScalar",
     "mulscalar": "MulScalar",
+    "mulone": "MulOne",
     "square": "Square",
     "mean": "Mean",
     "bmm": "BMM",

@@ -42,6 +42,7 @@ __all__ = [
     "MaxPool",
     "Mean",
     "Mul",
+    "MulOne",
     "MulScalar",
     "PRelu",
     "Pad",
@@ -350,6 +351,10 @@ class AddScalar(_Elementwise):
 
 class MulScalar(_Elementwise):
     """x times ``SCALAR``: one number for all channels."""
+
+
+class MulOne(_Elementwise):
+    """x times ``[SCALAR]``: one number with an axis of its own, which not all runtimes fold."""
 
 
 class Mean(_SameShape):

@@ -43,6 +43,7 @@ __all__ = [
     "MaxPool",
     "Mean",
     "Mul",
+    "MulOne",
     "MulScalar",
     "PRelu",
     "Pad",
@@ -345,6 +346,15 @@ class MulScalar(_Onnx, shapes.MulScalar):
 
     def get_model(self) -> Model:
         return lambda graph, x: graph.op("Mul", [x, graph.constant(np.float32(shapes.SCALAR))])
+
+
+class MulOne(_Onnx, shapes.MulOne):
+    """x times a number that has an axis, as exporters write the scale of attention."""
+
+    def get_model(self) -> Model:
+        return lambda graph, x: graph.op(
+            "Mul", [x, graph.constant(np.full(1, shapes.SCALAR, np.float32))]
+        )
 
 
 class Square(_Onnx, shapes.Square):

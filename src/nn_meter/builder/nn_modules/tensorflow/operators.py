@@ -39,6 +39,7 @@ __all__ = [
     "MaxPool",
     "Mean",
     "Mul",
+    "MulOne",
     "MulScalar",
     "PRelu",
     "Pad",
@@ -297,6 +298,14 @@ class MulScalar(_TensorFlow, shapes.MulScalar):
     def get_model(self) -> Function:
         tf = _tensorflow()
         return lambda inputs: tf.multiply(inputs, shapes.SCALAR)
+
+
+class MulOne(_TensorFlow, shapes.MulOne):
+    """x times a number that has an axis."""
+
+    def get_model(self) -> Function:
+        tf = _tensorflow()
+        return lambda inputs: tf.multiply(inputs, [shapes.SCALAR])
 
 
 class Square(_TensorFlow, shapes.Square):

@@ -40,6 +40,7 @@ __all__ = [
     "MaxPool",
     "Mean",
     "Mul",
+    "MulOne",
     "MulScalar",
     "PRelu",
     "Pad",
@@ -284,6 +285,14 @@ class MulScalar(_Torch, shapes.MulScalar):
 
     def get_model(self) -> Callable[[Any], Any]:
         return lambda x: x * shapes.SCALAR
+
+
+class MulOne(_Torch, shapes.MulOne):
+    """x times a number that has an axis."""
+
+    def get_model(self) -> Callable[[Any], Any]:
+        number = _import("torch").tensor([shapes.SCALAR])
+        return lambda x: x * number
 
 
 class Square(_Torch, shapes.Square):
