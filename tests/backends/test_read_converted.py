@@ -15,7 +15,7 @@ import pytest
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
 from nn_meter.builder.backends.openvino.backend import OpenVINOCPUBackend
 from nn_meter.builder.profiling.process import Worker
-from nn_meter.errors import ConversionError, ModelFileError
+from nn_meter.errors import ModelFileError
 from nn_meter.kernel_detector.check import executed_together
 from nn_meter.kernel_detector.readers import converted, read_model
 
@@ -153,5 +153,5 @@ def test_a_file_that_is_no_exported_program_is_refused(tmp_path):
 
 def assert_refused(path):
     path.write_bytes(b"no model")
-    with pytest.raises(ConversionError, match=path.name):
+    with pytest.raises(ModelFileError, match=path.name):
         read_model(path)

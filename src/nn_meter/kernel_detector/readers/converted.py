@@ -54,8 +54,8 @@ def read_keras(path: Path, shapes: Shapes) -> Graph:
     """Read a ``.keras`` or ``.h5`` file as TensorFlow converts it to TFLite, for batch 1.
 
     Raises:
-        ModelFileError: The shapes do not fit, or an input needs one.
-        ConversionError: Keras cannot load the file, or TensorFlow cannot convert it.
+        ModelFileError: Keras cannot load the file, the shapes do not fit, or an input needs one.
+        ConversionError: TensorFlow cannot convert it.
         NotInstalledError: TensorFlow is missing.
     """
     return _read(path, shapes)
@@ -76,8 +76,8 @@ def read_exported_program(path: Path, shapes: Shapes) -> Graph:
     Its inputs are called ``input_1``, … and have the shapes of the program's example inputs.
 
     Raises:
-        ModelFileError: The shapes are others.
-        ConversionError: torch cannot load the file, or cannot export it.
+        ModelFileError: torch cannot load the file, or the shapes are others.
+        ConversionError: torch cannot export it.
         NotInstalledError: torch is missing.
     """
     return _read(path, shapes)
@@ -162,7 +162,7 @@ class ConversionJobs:
 
         file = Path(path)
         _refuse_old_keras(file, keras.__version__)
-        with _blaming(file, "Keras cannot load it"):
+        with _blaming(file, "Keras cannot load it", ModelFileError):
             model = keras.models.load_model(file, compile=False)
             declared = {tensor.name: _batch_1(tensor.shape) for tensor in model.inputs}
         found = input_shapes(file, declared, shapes, usual=_IMAGE)
@@ -180,7 +180,7 @@ class ConversionJobs:
         from nn_meter.builder.nn_modules.tensorflow.library import tf
 
         folder = Path(path)
-        with _blaming(folder, "TensorFlow cannot load it"):
+        with _blaming(folder, "TensorFlow cannot load it", ModelFileError):
             loaded = tf.saved_model.load(path)
             signature = _signature(folder, loaded.signatures)
             specs = signature.structured_input_signature[1]
@@ -207,7 +207,7 @@ class ConversionJobs:
 
         file = Path(path)
         os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # torch tries pickles where that fails
-        with _blaming(file, "torch cannot load it"), _no_pickles():
+        with _blaming(file, "torch cannot load it", ModelFileError), _no_pickles():
             program = torch.export.load(path)
         if program.example_inputs is None or program.example_inputs[1]:
             raise ModelFileError(f"{file}: it keeps no example inputs, or keeps them by name")
@@ -252,14 +252,14 @@ def _refuse_old_keras(path: Path, version: str) -> None:
 
 
 @contextmanager
-def _blaming(path: Path, what: str) -> Iterator[None]:
+def _blaming(path: Path, what: str, error: type[NNMeterError] = ConversionError) -> Iterator[None]:
     try:
         yield
     except NNMeterError:
         raise
     except Exception as exc:
         words = plain(exc)
-        raise ConversionError(f"{path}: {what}: {words or type(exc).__name__}") from exc
+        raise error(f"{path}: {what}: {words or type(exc).__name__}") from exc
 
 
 def _batch_1(sizes: Any) -> tuple[int | None, ...] | None:
