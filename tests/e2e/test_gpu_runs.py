@@ -183,3 +183,22 @@ def test_ncnn_connects_where_there_is_a_device(somebody):
     assert somebody.succeed(*connect) == "(nn-Meter) hello backend !\n"
     user = OnGPU(folder=somebody.folder, home=somebody.home, driver=NOWHERE)
     assert "ncnn finds no Vulkan device" in user.fail(7, *connect)
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "words"),
+    [
+        ("tflite_gpu", "ai_edge_litert", "tflite_gpu does not tell what it executes, so the clock"),
+        ("ncnn_vulkan", "pnnx", "cannot be counted, so verdicts rest on its files alone"),
+    ],
+)
+def test_without_a_compiler_it_says_what_is_missing(somebody, tmp_path, backend, package, words):
+    needs(package)
+    driver = {**somebody.driver, "CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    user = OnGPU(folder=tmp_path, home=somebody.home, driver=driver)
+    done = user.nn_meter("ask", "conv+relu", "--backend", backend, "--alone", *SMALL_ASK)
+    assert done.code == 0, done
+    (warning,) = [line for line in done.err.splitlines() if "warning" in line]
+    assert words in warning
+    assert "there is no C compiler (no-such-compiler)" in warning
+    assert "apt-get install" in warning

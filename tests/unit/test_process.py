@@ -262,6 +262,16 @@ def test_nothing_that_was_started_outlives_the_worker(worker, how, ending):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends it then")
+def test_a_warning_is_logged_here_and_once(worker, caplog):
+    for words in ("careful", "careful", "careful\x1b[2J, too"):
+        assert worker.call("warn", 10, words=words) is None
+    with pytest.raises(BackendError, match="and an error"):
+        worker.call("warn", 10, words="last", error="and an error")
+    assert [record.message for record in caplog.records] == [
+        *("careful", "careful\x1b[2J, too", "last")
+    ]
+
+
 def test_a_worker_whose_guard_is_killed_goes_with_it(worker):
     pid = worker.call("state")[0]
     psutil.Process(pid).parent().kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
 import resource
 import signal
@@ -45,6 +46,11 @@ class Handler:
 
     def echo(self, value: object) -> object:
         return value
+
+    def warn(self, words: str, error: str = "") -> None:
+        logging.getLogger("nn_meter.builder").warning("%s", words)
+        if error:
+            raise errors.BackendError(error)
 
     def say(self, words: str) -> None:
         sys.stderr.write(words)

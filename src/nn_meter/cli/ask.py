@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,6 +29,8 @@ from nn_meter.cli.verdicts import FORMULA, saved
 from nn_meter.errors import ConfigError, GraphUnavailableError, OperatorError
 
 __all__ = ["ask"]
+
+log = logging.getLogger(__name__)
 
 
 @click.command(short_help="Ask which edges of one chain of operators fuse.")
@@ -101,10 +104,13 @@ def ask(
         profile = partial(profile_models, connected, time_threshold=time_limit, progress=_silent)
         try:
             profiled = profile(generated, workspace=opened)
-        except GraphUnavailableError:
+        except GraphUnavailableError as exc:
             # it tells on another device, or in another version
             if given.get("EVIDENCE", "auto") != "auto" or not timed_in_turn:
                 raise
+            log.warning(
+                "%s does not tell what it executes, so the clock is asked: %s", backend, exc
+            )
             ruletest = ruletest.model_copy(update={"EVIDENCE": "latency"})
             opened = replace(opened, ruletest=ruletest)
             profiled = profile(generated, workspace=opened)

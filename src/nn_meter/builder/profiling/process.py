@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import logging
 import math
 import os
 import queue
@@ -39,6 +40,8 @@ spec.loader.exec_module(package)
 from nn_meter.builder.profiling.worker import main
 main(handler)
 """
+log = logging.getLogger(__name__)
+
 _TAIL = 4000
 _LONGEST = 256 * 2**20  # bytes of an answer
 _EXIT_S = 5.0
@@ -70,6 +73,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._tail: collections.deque[bytes] = collections.deque()
+        self._said: set[str] = set()
         self._answered = False
         self._asked = 0
         self._readers: list[threading.Thread] = []
@@ -191,9 +195,17 @@ class Worker:
                 f"{self._what} answered what is no answer: {answer[:200]!r}{self._doubt()}"
             )
         self._answered = True
+        self._pass_on(data.get("said"))
         if "error" in data:
             raise decode_error(data["error"])
         return data["ok"]
+
+    def _pass_on(self, said: Any) -> None:
+        """Log what the process would have logged, each thing once."""
+        for words in said if isinstance(said, list) else ():
+            if isinstance(words, str) and words not in self._said:
+                self._said.add(words)
+                log.warning("%s", words)
 
     def _answer(self, process: subprocess.Popen[bytes], end_s: float) -> bytes | None:
         """Wait for a line; None: there will be none. Raises ``queue.Empty`` when the time is up."""

@@ -1,8 +1,9 @@
 """The child's end of a worker process: one handler, JSON lines on the standard streams.
 
 A request is one line ``{"id": number, "op": name, …arguments}``, the answer one line
-``{"id": number, "ok": result}`` or ``{"id", "error": {"type", "message"}}``. What a runtime prints
-goes to standard error, and what it reads is nothing, whatever it does: the streams of answers and
+``{"id": number, "ok": result}`` or ``{"id", "error": {"type", "message"}}``. Warnings of nn-Meter's
+own loggers go with it, as ``"said": [words]``: the parent logs them. What a runtime prints goes to
+standard error, and what it reads is nothing, whatever it does: the streams of answers and
 requests are moved away from the file descriptors 1 and 0 first. When nn-Meter goes away the worker
 ends at once, even in the middle of its work, and all that it started with it: ``guard`` sees to it.
 
@@ -18,6 +19,7 @@ import contextlib
 import fcntl
 import importlib
 import json
+import logging
 import os
 import queue
 import sys
@@ -36,6 +38,7 @@ __all__ = ["NEW_CALL", "encode_error", "main"]
 
 _OUT_OF_THE_WAY = 100
 _WORDS = 10_000
+_MOST_SAID = 20  # warnings of one call
 
 NEW_CALL = b"\x1e"
 """Stands in standard error before what a call prints: an earlier call's words explain no crash."""
@@ -56,6 +59,8 @@ def main(handler: str) -> None:
     requests: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(asked, requests), daemon=True).start()
     serving = os.getpid()
+    warnings = _Warnings()
+    logging.getLogger("nn_meter").addHandler(warnings)
     module, _, name = handler.partition(":")
     served: Any = None
     while True:
@@ -69,17 +74,35 @@ def main(handler: str) -> None:
                 served = getattr(importlib.import_module(module), name)()
             operation = request.pop("op")
             places = [value for value in request.values() if isinstance(value, str)]
-            answer = json.dumps({"id": number, "ok": getattr(served, operation)(**request)})
+            ok = getattr(served, operation)(**request)
+            answer = json.dumps({"id": number, "ok": ok, **warnings.taken()})
         except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - the parent judges
             traceback.print_exc()
             if isinstance(exc, MemoryError):
                 _end(1)
-            answer = json.dumps({"id": number, "error": encode_error(exc, places)})
+            error = encode_error(exc, places)
+            answer = json.dumps({"id": number, "error": error, **warnings.taken()})
         except BaseException as exc:  # noqa: BLE001 - SystemExit, or another that means an end
             _end(_exit_code(exc))
         if os.getpid() != serving:  # the operation forked, and this is the copy
             os._exit(0)
         _write(answers, answer)
+
+
+class _Warnings(logging.Handler):
+    """Keeps warnings until they are taken."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self._said) < _MOST_SAID:
+            self._said.append(record.getMessage()[:_WORDS])
+
+    def taken(self) -> dict[str, list[str]]:
+        said, self._said = self._said, []
+        return {"said": said} if said else {}
 
 
 def _moved(descriptor: int) -> int:

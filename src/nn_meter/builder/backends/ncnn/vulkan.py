@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from nn_meter.errors import (
 )
 
 __all__ = ["NcnnVulkanBackend"]
+
+log = logging.getLogger(__name__)
 
 _CPU = 3  # what ncnn calls a device that is the processor
 _COUNTS = "nn_meter.builder.backends.ncnn.vulkan_counts:count_dispatches"
@@ -123,7 +126,12 @@ class NcnnVulkanBackend(NcnnCPUBackend):
             shutil.copyfile(param.with_suffix(".json"), bare.with_suffix(".json"))
             try:
                 full, less = call_watched(_COUNTS, params=[str(param), str(bare)])
-            except GraphUnavailableError:
+            except GraphUnavailableError as exc:
+                log.warning(
+                    "what ncnn runs on the GPU cannot be counted, so verdicts rest on its files "
+                    "alone: %s",
+                    exc,
+                )
                 self._counted |= kinds
                 return
         layers = len(graph.compute())

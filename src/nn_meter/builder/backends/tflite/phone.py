@@ -167,7 +167,9 @@ class Phone:
         try:
             folder.remove()
         except BackendError as exc:
-            log.warning("%s stays on the phone until another run removes it: %s", folder.path, exc)
+            log.warning(
+                "%s may still be on the phone, until another run removes it: %s", folder.path, exc
+            )
 
     def open(self, model: Path, shapes: Shapes) -> PhoneSession:
         """Put a model on the phone.

@@ -189,7 +189,9 @@ class RunFolder:
             except DeviceGoneError:
                 raise
             except (BackendError, DeviceError) as exc:
-                log.warning("%s stays on the phone: %s", path, exc)
+                log.warning(
+                    "%s may still be on the phone, until another run removes it: %s", path, exc
+                )
 
     def _call(self, script: str, what: str) -> None:
         done = self._adb.shell(script, timeout_s=_CALL_S, max_bytes=_MOST_BYTES)
