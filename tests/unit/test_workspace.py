@@ -148,6 +148,16 @@ def test_a_format_that_cannot_be_is_refused(tmp_path, version):
         open_workspace(path)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+@pytest.mark.parametrize("name", ["ruletest_config.yaml", "backend_config.yaml"])
+def test_a_pipe_in_place_of_a_configuration_is_refused(tmp_path, name):
+    file = create_workspace(tmp_path / "ws", platform="debug") / "configs" / name
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match=rf"^{file}: cannot be read: .*no regular file"):
+        open_workspace(tmp_path / "ws")
+
+
 def test_the_key_that_tells_where_models_are_is_not_the_users(tmp_path):
     path = create_workspace(tmp_path / "ws", platform="debug")
     file = path / "configs" / "ruletest_config.yaml"

@@ -478,7 +478,7 @@ class BackendSettings(Settings):
     ROUNDS: Positive | None = _key(
         None,
         "Rounds that measuring is spread over: in each, every model of a test case has its turn. "
-        "Empty: 10; of a backend that has only profile(), which is asked once a round, 2.",
+        "Empty: 10; on a phone 5; of a backend that has only profile(), asked once a round, 2.",
         f"{_POSITIVE}, or empty",
     )
     PYTHON: str | None = _key(

@@ -131,9 +131,10 @@ def write_json(path: Path, data: Any) -> None:
     Raises:
         WorkspaceError: It cannot be written.
     """
-    text = json.dumps(data, indent=4, ensure_ascii=False, allow_nan=False)
-    with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        # piece by piece: all of it at once takes ten times the memory that the text has
+        json.dump(data, file, indent=4, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
@@ -384,15 +385,15 @@ def open_workspace(path: Path | str) -> Workspace:
     folder = _folder(path)
     ruletest = folder / "configs" / "ruletest_config.yaml"
     try:
-        there = ruletest.is_file()
-    except OSError as exc:
-        raise WorkspaceError(f"{folder}: cannot be read: {exc.strerror or exc}") from exc
-    if not there:
+        ruletest.lstat()  # a pipe in its place is there, and refused when it is read
+    except (FileNotFoundError, NotADirectoryError):
         raise WorkspaceError(
             f"{folder}: there is no workspace here (no configs/ruletest_config.yaml); "
             f"make one with 'nn-meter create --onnxruntime-workspace {path}' "
             "or another --…-workspace"
-        )
+        ) from None
+    except OSError as exc:
+        raise WorkspaceError(f"{folder}: cannot be read: {exc.strerror or exc}") from exc
     backend = folder / "configs" / "backend_config.yaml"
     platform = _platform(folder / _MARK)
     config = RuletestConfig.load(
@@ -407,7 +408,7 @@ def open_workspace(path: Path | str) -> Workspace:
         path=folder,
         platform=platform,
         ruletest=config,
-        backend_config=read_yaml(backend) if backend.is_file() else {},
+        backend_config=read_yaml(backend) if os.path.lexists(backend) else {},
     )
 
 

@@ -164,7 +164,7 @@ def _earlier_rules(
     """Rules of the workspace that were found in the same environment."""
     path = (folder or workspace.results_dir) / "detected_fusion_rule.json"
     return {
-        name: rule
+        name: {**rule, "environment": environment}  # one for all: files have one for each
         for name, rule in read_view(path, "fusion rules").items()
         if isinstance(rule, dict) and "obey" in rule and rule.get("environment") == environment
     }
