@@ -31,21 +31,32 @@ import numpy as np
 import psutil
 from nn_meter.builder.backends.base import Environment
 from nn_meter.builder.backends.onnxruntime.backend import OnnxRuntimeCPUBackend
+from nn_meter.errors import DeviceError
 
 
 class Fixed(OnnxRuntimeCPUBackend):
     runs_here = False
 
     def describe(self):
+        look_for(self.configs)
         return Environment(runtime="fixed", version=self.configs.get("VERSION", "1"), host="any")
 
     def open(self, model, shapes):
+        look_for(self.configs)
         return Timed(super().open(model, shapes), pathlib.Path(model), self)
+
+
+def look_for(configs):
+    gone = pathlib.Path(configs["PLAY"], "gone")
+    serial = configs.get("DEVICE_SERIAL", "")
+    if gone.exists() and serial in gone.read_text().split():
+        raise DeviceError(f"{serial} has left")
 
 
 class Timed:
     def __init__(self, session, model, backend):
         self.session, self.play = session, pathlib.Path(backend.configs["PLAY"])
+        self.configs = backend.configs
         self.ns = 1000 + int(hashlib.sha256(model.read_bytes()).hexdigest()[:3], 16)
         self.ns += backend.configs.get("EXTRA_NS", 0)
         with (self.play / "log").open("a") as log:
@@ -66,6 +77,7 @@ class Timed:
     def time(self, n):
         for seconds in self.told("slow"):
             time.sleep(float(seconds) / 10)
+        look_for(self.configs)
         return np.full(n, self.ns, dtype=np.int64)
 
     def outputs(self, feeds):

@@ -359,6 +359,49 @@ def test_the_last_worker_of_a_kind_dies(farm, bench, further):
     assert {name: there.measured[name] for name in done} == done
 
 
+def test_a_device_that_leaves_blames_no_model(farm, bench, further, tmp_path):
+    """One of two, in the middle of a test case: the other does that, and the rest."""
+    here, there = bench(), bench()
+    here.profile(None)
+    farm.up(further("twins=2", NN_METER_DEVICES=str(serials(tmp_path, "twins", "a", "b"))))
+    there.tell("slow", 1)
+    running = Running(lambda: there.profile(at(farm), device="twins"))
+    wait_until(lambda: {line.split()[1] for line in there.log} == {"a", "b"})
+    there.tell("gone", "b")
+    there.tell("slow", 0)
+    assert running.end() is None
+    assert there.found == here.found
+    assert there.rows("SELECT * FROM failures") == []
+
+
+def test_the_only_device_leaves_and_comes_back(farm, bench, further, tmp_path):
+    there = bench()
+    farm.up(further("single=1", NN_METER_DEVICES=str(serials(tmp_path, "single", "a"))))
+    there.tell("slow", 1)
+    running = Running(lambda: there.profile(at(farm, 2.0), device="single"))
+    wait_until(lambda: len(there.log) >= 4)
+    there.tell("gone", "a")
+    error = running.end()
+    assert isinstance(error, DeviceError), error
+    assert "a has left" in str(error)
+    assert there.rows("SELECT * FROM failures") == []
+    done = there.measured
+
+    (there.play / "gone").unlink()
+    there.tell("slow", 0)
+    summary = there.profile(at(farm), device="single")
+    assert (summary.failed, set(summary.kept)) == ({}, set(done))
+    assert set(there.measured) == set(NAMES)
+    assert {name: there.measured[name] for name in done} == done
+
+
+def serials(folder: Path, kind: str, *names: str) -> Path:
+    """A worker's file of devices."""
+    file = folder / f"{kind}.yaml"
+    file.write_text(yaml.safe_dump({kind: [{"DEVICE_SERIAL": name} for name in names]}))
+    return file
+
+
 def test_the_scheduler_is_lost(home, bench):
     there = bench()
     farm = Farm(home.parent / "lost", home)
