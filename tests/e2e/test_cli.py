@@ -92,7 +92,7 @@ def test_lists(user):
     ]
     operators = user.succeed("--list-operators").splitlines()
     assert operators[0] == "(nn-Meter) Supported operators: ('*' indicates customized operators)"
-    assert len(operators) == 1 + 40
+    assert len(operators) == 1 + 41
     assert user.succeed("--list-testcases").splitlines() == [
         "(nn-Meter) Supported testcases: ('*' indicates customized testcases)",
         *(

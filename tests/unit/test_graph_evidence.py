@@ -118,6 +118,15 @@ def test_an_op_that_is_moved_to_the_other_operand_is_a_kernel_still():
         assert found.verdict == verdict, kernels
 
 
+def test_what_an_operand_gives_away_is_no_op_that_moved_there():
+    """IREE adds the bias of the other convolution behind the sum."""
+    parts = {
+        **{"0-1": row("d(conv, addf)"), "1-2": row("d(addf)"), "operand-1": row("d(conv, addf)")},
+        "0-2": branched(("d(conv)", ["y"], "c"), ("d(conv, addf, addf, addf)", ["x", "c"], "o")),
+    }
+    assert judge_chain(("conv", "add"), parts, rule="r").verdict == "fused"
+
+
 def test_without_tensors_the_operands_own_nodes_are_taken_off():
     parts = {
         "0-1": row("Conv", told=False),

@@ -10,6 +10,7 @@ has not by itself does the work of an op of the chain, and counts.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,12 +300,20 @@ class _Chain:
         """Compute nodes that prepare other operands, and that these do not execute by themselves.
 
         They do work of the ops: a product's scale may be put upon one of its operands, or into the
-        convolution that this one comes from.
+        convolution that this one comes from. A node into which less is fused than into one of the
+        operand's own does nothing for the chain (IREE adds a bias of the operand's behind it).
         """
         found = _aside(self._of(first, end))
+        own: Counter[str] = Counter()
         for position in range(first, end):
             if (operand := self._parts.get(operand_name(position))) is not None:
-                found = found - _types(_graph(operand))
+                own += _types(_graph(operand))
+        found, own = found - own, own - found
+        for type_ in [*found.elements()]:
+            fuller = next((each for each in own.elements() if _words(type_) <= _words(each)), None)
+            if fuller is not None:
+                found[type_] -= 1
+                own[fuller] -= 1
         return found.total()
 
     def _own_types(self, first: int, end: int) -> Counter[str]:
@@ -352,6 +361,11 @@ def _aside(graph: ExecutedGraph) -> Counter[str]:
 def _types_on_the_way(graph: ExecutedGraph) -> Counter[str]:
     nodes = graph.nodes if graph.inputs is None else graph.behind(graph.inputs[:1])
     return Counter(node.type for node in nodes if node.kind == "compute")
+
+
+def _words(type_: str) -> Counter[str]:
+    """The words of a node's type: the operator, and what was fused into it."""
+    return Counter(re.findall(r"[^\W_]+|[?]", type_))
 
 
 def _types(graph: ExecutedGraph) -> Counter[str]:
