@@ -460,6 +460,15 @@ def test_a_graph_that_is_read_again_takes_the_place_of_the_first(store):
     assert store.graph(number, "g") == StoredGraph(graph=GRAPH, outputs="digest")
 
 
+def test_whether_there_is_anything_of_a_kind(store):
+    campaign, other = new_campaign(store), new_campaign(store, environment=CPU_2)
+    store.add_round(store.load(campaign), "T", visits(1))
+    assert [store.has_any(campaign, name) for name in ("T", "clock:")] == [True, False]
+    store.add_failure(campaign, "clock:T:1", "a", "hash-a", Failure(kind="crashed", reason="r"))
+    assert store.has_any(campaign, "clock:")
+    assert not store.has_any(other, "clock:")
+
+
 def test_places_of_graphs(store):
     number = store.environment("cpu", CPU)
     found = store.place(number)

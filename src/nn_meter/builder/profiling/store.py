@@ -529,6 +529,18 @@ class Store:
         )
         return [(model, data) for model, digest, data in rows if hashes.get(model) == digest]
 
+    def has_any(self, campaign: int, names: str) -> bool:
+        """Whether there are rounds or failures of anything whose name begins so."""
+        bounds = names, names + "\U0010ffff"
+        ((found,),) = self._rows(
+            "SELECT EXISTS (SELECT 1 FROM rounds JOIN loads ON loads.id = rounds.load "
+            "WHERE testcase >= ? AND testcase < ? AND campaign = ?) "
+            "OR EXISTS (SELECT 1 FROM failures "
+            "WHERE testcase >= ? AND testcase < ? AND campaign = ?)",
+            *(*bounds, campaign, *bounds, campaign),
+        )
+        return bool(found)
+
     def failures(
         self, campaign: int, testcase: str, hashes: Mapping[str, str]
     ) -> dict[str, Failure]:

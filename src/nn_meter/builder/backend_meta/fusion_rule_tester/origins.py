@@ -10,7 +10,11 @@ from typing import Any
 
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.ask import asked_of
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.design import Method
-from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import Asked, bench_of
+from nn_meter.builder.backend_meta.fusion_rule_tester.clock.measure import (
+    Asked,
+    bench_of,
+    was_asked,
+)
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.plan import Bench
 from nn_meter.builder.backend_meta.fusion_rule_tester.clock.same_shape import read_small_verdict
 from nn_meter.builder.backend_meta.fusion_rule_tester.find import canonical, testcase_named
@@ -105,10 +109,13 @@ def _read(
     origin = next(iter(places.values())) if len(places) == 1 else None
     benches = {}
     for number, questions in measured.items():
+        campaign = store.campaign(number)
+        if not was_asked(store, campaign):
+            continue
         bench, _ = bench_of(
             questions,
             store,
-            store.campaign(number),
+            campaign,
             method=Method(),
             alpha=config["EPS_ALPHA"],
             confidence=config["CONFIDENCE"],

@@ -47,7 +47,7 @@ from nn_meter.builder.workspace import Workspace
 from nn_meter.errors import NNMeterError, OperatorError
 from nn_meter.progress import Progress
 
-__all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names"]
+__all__ = ["Asked", "Measured", "bench_of", "measure", "trial_names", "was_asked"]
 
 _PREFIX = "clock:"
 _GROUP = 12  # questions that share the models of a head
@@ -188,6 +188,11 @@ def _designs(
                 found[each.rule, edge] = exc
     answers = build.designs_elsewhere(list(elsewhere.values()), method, time_limit_s)
     return {**found, **dict(zip(elsewhere, answers, strict=True))}
+
+
+def was_asked(store: Store, campaign: int) -> bool:
+    """Whether the clock was asked of anything."""
+    return store.has_any(campaign, _PREFIX)
 
 
 def trial_names(store: Store, campaign: int, asked: Iterable[Asked]) -> list[str]:
